@@ -1,0 +1,154 @@
+"""A dist folder: parameters, tokenizer, one library per target, and `mlcrt.json`, the only configuration there is.
+
+    dist/NAME-QUANTIZATION/
+        mlcrt.json  params-*.safetensors  tokenizer.json  tokenizer_config.json
+        TARGET/lib.so
+
+Folders appear whole: they are filled under a hidden name beside and renamed; mlcrt.json is replaced in one step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlcrt.errors import MlcrtError
+from mlcrt.models import DecoderConfig
+from mlcrt.version import __version__
+
+FORMAT = 1  # of mlcrt.json and the parameter files
+LIBRARY_ABI = 1  # of the functions in a library and the state they share with the engine
+MANIFEST = "mlcrt.json"
+
+
+@dataclass
+class Dist:
+    """An opened dist folder: `manifest` is mlcrt.json as a dictionary."""
+
+    path: Path
+    manifest: dict
+
+    @property
+    def config(self) -> DecoderConfig:
+        return DecoderConfig.from_dict(self.manifest["config"])
+
+    @property
+    def name(self) -> str:
+        return self.manifest["name"]
+
+    def save(self) -> None:
+        write_json(self.path / MANIFEST, self.manifest)
+
+
+def is_dist(path: Path) -> bool:
+    return (Path(path) / MANIFEST).is_file()
+
+
+def open_dist(path: Path) -> Dist:
+    """Read and check mlcrt.json; MlcrtError says what does not fit and what to do."""
+    path = Path(path)
+    file = path / MANIFEST
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        found = manifest["format"]
+    except FileNotFoundError:
+        raise MlcrtError(f"{path} is not a compiled model (no {MANIFEST}); make one with mlcrt compile") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise MlcrtError(f"{file} is damaged; make the folder again with mlcrt compile") from None
+    if found != FORMAT:
+        raise MlcrtError(
+            f"{path} was made by mlcrt {manifest.get('mlcrt', '?')} in format {found}, and mlcrt {__version__} reads"
+            f" format {FORMAT}; make it again with mlcrt compile"
+        )
+    for name in ("name", "config", "schemes", "params", "targets"):
+        if name not in manifest:
+            raise MlcrtError(f"{file} lacks '{name}'; make the folder again with mlcrt compile")
+    for name in manifest["params"]["files"]:
+        if not (path / name).is_file():
+            raise MlcrtError(f"{path / name} is missing; make the folder again with mlcrt convert")
+    return Dist(path, manifest)
+
+
+def check_target(dist: Dist, target: str) -> dict:
+    """The manifest's entry for a target, after checking that its library fits the params and this runtime."""
+    import tvm
+
+    entry = dist.manifest["targets"].get(target)
+    again = f"compile again with mlcrt compile --target {target}"
+    if entry is None:
+        have = ", ".join(dist.manifest["targets"]) or "none"
+        raise MlcrtError(f"{dist.path} has no library for {target} (it has: {have}); {again}")
+    library = dist.path / entry["library"]
+    if not library.is_file():
+        raise MlcrtError(f"{library} is missing; {again}")
+    if entry["abi"] != LIBRARY_ABI:
+        raise MlcrtError(f"{library} was made by another mlcrt ({entry['mlcrt']}, this is {__version__}); {again}")
+    if entry["tvm"] != tvm.__version__:
+        raise MlcrtError(f"{library} needs apache-tvm {entry['tvm']}, installed is {tvm.__version__}; {again}")
+    if entry["signature"] != dist.manifest["params"]["signature"]:
+        raise MlcrtError(f"{library} was made for other parameters than those in {dist.path}; {again}")
+    if sha256(library) != entry["sha256"]:
+        raise MlcrtError(f"{library} is not the file that was compiled (its hash differs); {again}")
+    return entry
+
+
+def signature(specs: list, config: DecoderConfig) -> str:
+    """A hash of what a library and its parameters have to agree on: names, shapes, dtypes and the architecture."""
+    shapes = sorted([name, list(shape), dtype] for name, shape, dtype in specs)
+    settings = config.to_dict()
+    text = json.dumps([FORMAT, shapes, settings], sort_keys=True, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_json(path: Path, data: dict) -> None:
+    """Replace `path` in one step; a full disk leaves the old file."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            json.dump(data, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path` that takes its place (replacing what was there) if the block succeeds."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise MlcrtError(f"{path} cannot be created: {error.strerror}") from None
+    try:
+        os.chmod(beside, 0o755)
+        yield beside
+        old = None
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+            os.replace(path, old / "old")
+        os.replace(beside, path)
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise MlcrtError(f"{path} cannot be written: {error.strerror}; nothing was changed") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
