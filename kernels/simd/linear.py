@@ -1,0 +1,282 @@
+"""y = epilogue(prologue(x) @ W^T) with W dequantised on the fly, for CPUs with explicit vectors.
+
+Prologue: optional RMSNorm (https://arxiv.org/abs/1910.07467). Epilogue: optional bias, gated activation
+(act(gate) * up, gate rows first) and residual add. One token runs as a matrix-vector product that reads each weight
+byte once; more tokens run a register-tiled product against a small dequantised panel of rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from mlcrt.quant.scheme import Scheme
+
+from .functions import activation
+from .vector import Accumulator, const, halves, horizontal_sum, load, segments, splat, store
+from .weights import Rows, buffer_args
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A fused linear layer. `tokens` is 1 or None (any number); gated halves the output features."""
+
+    scheme: Scheme
+    rows: int
+    columns: int
+    tokens: int | None
+    norm_eps: float | None = None
+    bias: bool = False
+    gate: str | None = None
+    residual: bool = False
+
+    @property
+    def units(self) -> int:
+        return self.rows // 2 if self.gate else self.rows
+
+
+@dataclass(frozen=True)
+class LinearTiles:
+    """lanes: float32 per vector; gemv_rows: dot products in flight; gemv_block: rows a thread takes at once;
+    gemm_tokens x gemm_rows: accumulators held in registers; native_f16: the CPU
+    converts float16 itself."""
+
+    lanes: int = 16
+    gemv_rows: int = 4
+    gemv_block: int = 16
+    gemm_tokens: int = 4
+    gemm_rows: int = 6
+    native_f16: bool = True
+
+
+class _Kernel:
+    """Arguments, prologue and epilogue shared by the one-token and the many-token form."""
+
+    def __init__(self, op: Linear, tiles: LinearTiles):
+        self.op, self.tiles = op, tiles
+        n = T.int32() if op.tokens is None else op.tokens
+        if op.tokens is None:
+            x_handle = T.arg("x", T.handle())
+        else:
+            self.x = T.arg("x", T.Buffer((1, op.columns), "float32"))
+        buffers = buffer_args(op.scheme, op.rows, op.columns)
+        self.weights = Rows(op.scheme, op.rows, op.columns, buffers, tiles.native_f16)
+        self.norm = T.arg("norm", T.Buffer((op.columns,), "float32")) if op.norm_eps is not None else None
+        self.bias = T.arg("bias", T.Buffer((op.rows,), "float32")) if op.bias else None
+        shape = (n, op.units)
+        if op.tokens is None:
+            residual = T.arg("residual", T.handle()) if op.residual else None
+            y = T.arg("y", T.handle())
+            self.x = T.match_buffer(x_handle, (n, op.columns), "float32")
+            self.residual = T.match_buffer(residual, shape, "float32") if op.residual else None
+            self.y = T.match_buffer(y, shape, "float32")
+        else:
+            self.residual = T.arg("residual", T.Buffer(shape, "float32")) if op.residual else None
+            self.y = T.arg("y", T.Buffer(shape, "float32"))
+        self.n = n
+        self.parts = 2 if op.gate else 1
+        # raw floats are padded to whole vectors so that every product runs over full lanes
+        self.padded = -(-self.weights.padded // tiles.lanes) * tiles.lanes
+
+    def weight_row(self, unit, part: int):
+        return unit + part * self.op.units
+
+    def inverse_rms(self, row):
+        """1 / sqrt(mean(x²) + eps) of one token."""
+        lanes, columns = self.tiles.lanes, self.op.columns
+        total = T.alloc_buffer((1,), "float32", scope="local")
+        T.buffer_store(total, T.float32(0), [0])
+        for start, width, count in segments(columns, lanes):
+            acc = Accumulator(width)
+            with T.serial(count) as i:
+                v = T.bind(load(self.x, [row], start + i * width, width))
+                acc.add(v * v)
+            T.buffer_store(total, T.BufferLoad(total, [0]) + horizontal_sum(acc.get(), width), [0])
+        mean = T.BufferLoad(total, [0]) * T.float32(1.0 / columns)
+        return T.bind(T.float32(1) / tirx.sqrt(mean + T.float32(self.op.norm_eps)))
+
+    def permute(self, row, out, out_row: list) -> None:
+        """Write the (normed) activations of token `row` in the lane order of the weights, zero where padded."""
+        inverse = self.inverse_rms(row) if self.norm is not None else None
+
+        def read(index, lanes: int):
+            value = T.BufferLoad(self.x, [row, index])
+            return value if inverse is None else value * T.BufferLoad(self.norm, [index]) * splat(inverse, lanes)
+
+        permute(self.weights, self.tiles.lanes, self.padded, read, out, out_row)
+
+    def finish(self, row, unit, sums: list) -> None:
+        """Bias, gate, residual and store of one output element; `sums` has one dot product per part."""
+        if self.bias is not None:
+            sums = [s + T.BufferLoad(self.bias, [self.weight_row(unit, p)]) for p, s in enumerate(sums)]
+        value = sums[0]
+        if self.op.gate:
+            value = activation(self.op.gate, sums[0], 1) * sums[1]
+        if self.residual is not None:
+            value = value + T.BufferLoad(self.residual, [row, unit])
+        T.buffer_store(self.y, value, [row, unit])
+
+
+def permute(w: Rows, lanes: int, padded: int, read, out, out_row: list) -> None:
+    """Write activations in the lane order of `w`, zero beyond its columns.
+
+    `read(index, lanes)` gives the activations at a scalar or vector index below the columns.
+    """
+    exact = w.padded == w.columns
+    for start, width, count in segments(w.words, lanes):
+        with T.serial(count) as i:
+            word = T.bind(start + i * width)
+            for j in range(w.per_word):
+                at = word * w.per_word + j
+                index = at if width == 1 else tirx.Ramp(at, w.per_word, width)
+                if exact:
+                    value = read(index, width)
+                else:
+                    value = read(tirx.min(index, splat(T.int32(w.columns - 1), width)), width)
+                    value = tirx.Select(index < splat(T.int32(w.columns), width), value, const(0.0, width))
+                store(out, value, out_row, word * w.per_word + j * width, width)
+    for start, width, count in segments(padded - w.padded, lanes):
+        with T.serial(count) as i:
+            store(out, const(0.0, width), out_row, w.padded + start + i * width, width)
+
+
+def word_sums(w: Rows, lanes: int, x, x_row: list, out, out_row: list) -> None:
+    """Per word the sum of its activations (times -zero for symmetric schemes), in lane order.
+
+    Multiplied by a group's scale or minimum it replaces subtracting the zero point from every code.
+    """
+    for start, width, count in segments(w.words, lanes):
+        with T.serial(count) as i:
+            word = T.bind(start + i * width)
+            parts = [load(x, x_row, word * w.per_word + j * width, width) for j in range(w.per_word)]
+            total = reduce(add, parts)
+            if not w.scheme.asymmetric:
+                total = total * const(-float(w.scheme.zero), width)
+            store(out, total, out_row, word, width)
+
+
+def _gemv(k: _Kernel) -> None:
+    op, tiles, w = k.op, k.tiles, k.weights
+    x = T.alloc_buffer((k.padded,), "float32", scope="global")
+    k.permute(0, x, [])
+    sums = None
+    if not op.scheme.is_float:
+        sums = T.alloc_buffer((w.words,), "float32", scope="global")
+        word_sums(w, tiles.lanes, x, [], sums, [])
+    units = max(1, tiles.gemv_rows // k.parts)
+    block = min(max(units, tiles.gemv_block // k.parts), op.units)
+    block -= block % units or 0
+    if block == 0:
+        units = block = op.units
+    with T.parallel(-(-op.units // block)) as b:
+        first = T.bind(tirx.min(b * block, op.units - block))  # the last block overlaps its neighbour
+        with T.serial(block // units) as step:
+            unit0 = T.bind(first + step * units)
+            rows = [k.weight_row(unit0 + u, p) for u in range(units) for p in range(k.parts)]
+            dots = row_dots([(w, row) for row in rows], tiles.lanes, x, [], sums, [])
+            for u in range(units):
+                k.finish(0, unit0 + u, dots[u * k.parts : (u + 1) * k.parts])
+
+
+def row_dots(rows: list, lanes: int, x, x_row: list, sums, sums_row: list) -> list:
+    """Bound float32 values: dot products of weight rows, (Rows, row index) pairs, with permuted activations.
+
+    The rows advance together, so that each vector of activations is loaded once for all and the chains of
+    multiply-adds overlap.
+    """
+    words = rows[0][0].words
+    tails = [None] * len(rows)  # per row (vector, lanes) carried into the next, narrower segment
+    for start, width, count in segments(words, lanes):
+        accs = [Accumulator(width) for _ in rows]
+        with T.serial(count) as i:
+            word = T.bind(start + i * width)
+            for (w, row), acc in zip(rows, accs, strict=True):
+                acc.add(_partial_dot(w, row, word, width, (x, x_row), (sums, sums_row)))
+        for r, acc in enumerate(accs):
+            total = acc.get()
+            if tails[r] is not None:
+                value, wide = tails[r]
+                while wide > width:
+                    low, high = halves(T.bind(value), wide)
+                    value, wide = low + high, wide // 2
+                total = total + value
+            tails[r] = (T.bind(total), width)
+    return [T.bind(horizontal_sum(*tail)) for tail in tails]
+
+
+def _partial_dot(w: Rows, row, word, width: int, x: tuple, sums: tuple):
+    """float32 vector: `width` words of one row times their activations, lane by lane."""
+    codes = w.codes(row, word, width)
+    products = [c * load(*x, word * w.per_word + j * width, width) for j, c in enumerate(codes)]
+    affine = w.affine(row, word, width)
+    if affine is None:
+        return reduce(add, products)
+    scale, offset = affine
+    total = load(*sums, word, width)
+    if w.scheme.asymmetric:
+        return scale * reduce(add, products) + offset * total
+    return scale * reduce(add, products, total)
+
+
+def _gemm(k: _Kernel) -> None:
+    op, tiles = k.op, k.tiles
+    lanes, tokens = tiles.lanes, tiles.gemm_tokens
+    blocks = T.bind(tirx.floordiv(k.n + tokens - 1, tokens))
+    x = T.alloc_buffer((blocks * tokens, k.padded), "float32", scope="global")
+    with T.parallel(blocks * tokens) as row:
+        k.permute(tirx.min(row, k.n - 1), x, [row])  # rows past the end repeat the last one and are not stored
+    units = min(max(1, tiles.gemm_rows // k.parts), op.units)
+    rows = units * k.parts
+    with T.parallel(-(-op.units // units)) as b:
+        unit0 = T.bind(tirx.min(b * units, op.units - units))
+        panel = T.alloc_buffer((rows, k.padded), "float32", scope="global")
+        for r in range(rows):
+            _dequantise_row(k, k.weight_row(unit0 + r // k.parts, r % k.parts), panel, r)
+        with T.serial(blocks) as block:
+            accs = [[Accumulator(lanes) for _ in range(rows)] for _ in range(tokens)]
+            with T.serial(k.padded // lanes) as step:
+                at = T.bind(step * lanes)
+                a = [T.bind(load(x, [block * tokens + t], at, lanes)) for t in range(tokens)]
+                for r in range(rows):
+                    wide = T.bind(load(panel, [r], at, lanes))
+                    for t in range(tokens):
+                        accs[t][r].add(a[t] * wide)
+            for t in range(tokens):
+                row = T.bind(block * tokens + t)
+                with T.If(row < k.n), T.Then():
+                    for u in range(units):
+                        sums = [
+                            T.bind(horizontal_sum(accs[t][u * k.parts + p].get(), lanes)) for p in range(k.parts)
+                        ]
+                        k.finish(row, unit0 + u, sums)
+
+
+def _dequantise_row(k: _Kernel, row, panel, panel_row: int) -> None:
+    w = k.weights
+    for start, lanes, count in segments(w.words, k.tiles.lanes):
+        with T.serial(count) as i:
+            word = T.bind(start + i * lanes)
+            codes, affine = w.codes(row, word, lanes), w.affine(row, word, lanes)
+            if affine is not None:
+                scale, offset = affine[0], T.bind(affine[1])
+                codes = [scale * c + offset for c in codes]
+            for j, value in enumerate(codes):
+                store(panel, value, [panel_row], word * w.per_word + j * lanes, lanes)
+    for start, lanes, count in segments(k.padded - w.padded, k.tiles.lanes):
+        with T.serial(count) as i:
+            store(panel, const(0.0, lanes), [panel_row], w.padded + start + i * lanes, lanes)
+
+
+def linear(op: Linear, tiles: LinearTiles, name: str = "linear"):
+    """PrimFunc(x [n, K] f32, weight parts, [norm [K]], [bias [rows]], [residual [n, units]], y [n, units] f32)."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True, private=True):
+        T.func_name(name)
+        T.func_attr({"tirx.noalias": True})
+        kernel = _Kernel(op, tiles)
+        (_gemv if op.tokens == 1 else _gemm)(kernel)
+    return builder.get()

@@ -1,0 +1,138 @@
+"""Small vocabulary for TensorIR written with explicit vectors.
+
+Values are tirx expressions of type float32xL, uint32xL …; L is a power of two up to the target's lane count.
+"""
+
+from __future__ import annotations
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+
+def vtype(dtype: str, lanes: int) -> str:
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def lanes_index(start, lanes: int, stride: int = 1):
+    return start if lanes == 1 else tirx.Ramp(start, stride, lanes)
+
+
+def load(buffer, leading: list, start, lanes: int, stride: int = 1):
+    """buffer[*leading, start : start + lanes*stride : stride] as one vector."""
+    return T.BufferLoad(buffer, [*leading, lanes_index(start, lanes, stride)])
+
+
+def store(buffer, value, leading: list, start, lanes: int) -> None:
+    T.buffer_store(buffer, value, [*leading, lanes_index(start, lanes)])
+
+
+def hold(value):
+    """Compute once, use often: the value of `value` in a local buffer.
+
+    Floats go through a buffer that LLVM promotes to a register, not through a let: TVM's simplifier inlines bounds of
+    let-bound variables into each other, which takes minutes for a chain as long as a softmax.
+    """
+    dtype = str(value.ty.dtype)
+    if not dtype.startswith("float32"):
+        return T.bind(value)
+    lanes = int(dtype.removeprefix("float32x")) if "x" in dtype else 1
+    buffer = T.alloc_buffer((lanes,), "float32", scope="local")
+    store(buffer, value, [], 0, lanes)
+    return load(buffer, [], 0, lanes)
+
+
+def splat(value, lanes: int):
+    return value if lanes == 1 else T.Broadcast(value, lanes)
+
+
+def const(value: float, lanes: int):
+    return splat(T.float32(value), lanes)
+
+
+def to_float(value, lanes: int, native_f16: bool = True):
+    """float16 or integer vector to float32; unsigned codes go through int32, which every x86 converts in one go."""
+    if value.ty.dtype.startswith("float16") and not native_f16:
+        return _half_to_float(value, lanes)
+    if value.ty.dtype.startswith("uint"):
+        value = tirx.Cast(vtype("int32", lanes), value)
+    return value if value.ty.dtype.startswith("float32") else tirx.Cast(vtype("float32", lanes), value)
+
+
+def _half_to_float(value, lanes: int):
+    """Finite float16 by integer arithmetic: the fields move into place and the exponent is rebiased by a product."""
+
+    def word(bits: int):
+        return splat(tirx.IntImm("int32", bits), lanes)
+
+    bits = T.bind(tirx.Cast(vtype("int32", lanes), tirx.reinterpret(vtype("uint16", lanes), value)))
+    magnitude = tirx.shift_left(tirx.bitwise_and(bits, word(0x7FFF)), word(13))
+    magnitude = tirx.reinterpret(vtype("float32", lanes), magnitude) * const(2.0**112, lanes)
+    sign = tirx.shift_left(tirx.bitwise_and(bits, word(0x8000)), word(16))
+    value = tirx.bitwise_or(tirx.reinterpret(vtype("int32", lanes), magnitude), sign)
+    return tirx.reinterpret(vtype("float32", lanes), value)
+
+
+def repeat(value, lanes: int, times: int):
+    """Each of `lanes` elements `times` times in a row: [a, b] → [a, a, b, b]."""
+    if times == 1:
+        return value
+    if lanes == 1:
+        return splat(value, times)
+    return tirx.Shuffle([value] * times, [i // times for i in range(lanes * times)])
+
+
+def halves(value, lanes: int):
+    half = lanes // 2
+    if half == 1:
+        return tirx.Shuffle([value], [0]), tirx.Shuffle([value], [1])
+    kind = vtype("float32", half)
+    return tirx.call_intrin(kind, "tirx.vectorlow", value), tirx.call_intrin(kind, "tirx.vectorhigh", value)
+
+
+def horizontal(value, lanes: int, combine):
+    while lanes > 1:
+        value = T.bind(combine(*halves(value, lanes)))
+        lanes //= 2
+    return value
+
+
+def horizontal_sum(value, lanes: int):
+    return horizontal(value, lanes, lambda a, b: a + b)
+
+
+def horizontal_max(value, lanes: int):
+    return horizontal(value, lanes, tirx.max)
+
+
+def segments(length: int, lanes: int) -> list[tuple[int, int, int]]:
+    """Cover range(length) by vectors: (start, lanes, count) with ever smaller powers of two."""
+    result, start = [], 0
+    while start < length:
+        while lanes > length - start:
+            lanes //= 2
+        count = (length - start) // lanes
+        result.append((start, lanes, count))
+        start += lanes * count
+    return result
+
+
+class Accumulator:
+    """A float32 vector that stays in registers: a small local buffer that LLVM promotes."""
+
+    def __init__(self, lanes: int, value: float = 0.0, dtype: str = "float32"):
+        self.lanes = lanes
+        self.buffer = T.alloc_buffer((lanes,), dtype, scope="local")
+        if value is not None:
+            self.set(const(value, lanes))
+
+    def get(self):
+        return load(self.buffer, [], 0, self.lanes)
+
+    def set(self, value) -> None:
+        store(self.buffer, value, [], 0, self.lanes)
+
+    def add(self, value) -> None:
+        self.set(self.get() + value)
+
+    def element(self, i):
+        return T.BufferLoad(self.buffer, [i])
