@@ -1,0 +1,223 @@
+"""The engine: a compiled library, its parameters and one sequence's state on a device.
+
+It needs TVM's runtime only. The decode state lives in device buffers that keep their address for the engine's life: token,
+position, logits, and K and V per layer; a step takes no argument that changes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from mlcrt.targets import all_targets, parse_target
+
+from mlcrt.dist import check_target, open_dist
+from mlcrt.errors import MlcrtError
+from mlcrt.quant.params import read_params
+from mlcrt.quant.scheme import SCHEMES
+
+from .memory import plan_memory
+from .session import read_session, write_session
+
+_TOKEN, _POSITION, _LOGITS, _CACHE = 0, 1, 2, 3  # places in the state tuple, see models/decoder.py
+
+
+class ContextFull(MlcrtError):
+    """The tokens do not fit the context; nothing was changed."""
+
+
+class Engine:
+    """One model on one device with room for `context` tokens of one sequence.
+
+    `tokens` are those in the KV cache, so len(tokens) is the position of the next one.
+    """
+
+    def __init__(self, dist: Path, device: str = "auto", context: int | None = None):
+        opened = open_dist(dist)
+        name = self._pick(opened, device)
+        entry = check_target(opened, name)
+        target = all_targets()[name]
+        missing = target.missing_features(entry["features"])
+        if missing:
+            raise MlcrtError(
+                f"{opened.path / entry['library']} was compiled for {entry['arch']} and this machine lacks"
+                f" {', '.join(missing)}; compile it here with mlcrt compile --target {name}"
+            )
+        self.manifest, self.config, self.device = opened.manifest, opened.config, name
+        self.chunk: int = entry["chunk"]
+        self._entry = entry
+        self._load(opened, target, self._plan(opened, target, context))
+
+    def _plan(self, opened, target, context: int | None):
+        if context is not None and context < 1:
+            raise MlcrtError(f"a context of {context} tokens is not possible; choose at least 1")
+        plan = plan_memory(opened, self._entry, context)
+        limit = self.config.context
+        if plan.context > limit:
+            raise MlcrtError(f"{opened.name} was trained for {limit} tokens; choose --context {limit} or less")
+        self.plan = plan
+        return plan
+
+    def _load(self, opened, target, plan) -> None:
+        runtime = target.runtime()
+        plan.check(runtime.available_bytes(), self.device)
+        self.context = plan.context
+        self._runtime = runtime
+        path = opened.path / self._entry["library"]
+        try:
+            library = runtime.load(path)
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or ["unknown reason"])[-1]
+            raise MlcrtError(f"{path} cannot be loaded ({reason}); compile it again with mlcrt compile") from None
+        self._params = runtime.bundle(self._read_params(opened))
+        shapes = self._cache_shapes(plan.blocks)
+        arrays = [np.zeros(1, np.int32), np.zeros(1, np.int32), np.zeros((1, self.config.vocab), np.float32)]
+        arrays += [np.zeros(shape, self._entry["kv_dtype"]) for shape in shapes]
+        self._state = [runtime.place(a) for a in arrays]
+        self._state_bundle = runtime.bundle(self._state)
+        self._token = runtime.view(self._state[_TOKEN])
+        self._position = runtime.view(self._state[_POSITION])
+        self._logits = runtime.view(self._state[_LOGITS])
+        self._prefill, self._decode, self._score = (library[n] for n in ("prefill", "decode", "score"))
+        self.tokens: list[int] = []
+
+    @staticmethod
+    def _pick(opened, device: str) -> str:
+        """The target to run on: as named, or the best compiled one that this machine has."""
+        if device != "auto":
+            return parse_target(device)[0]
+        compiled = opened.manifest["targets"]
+        for name, module in all_targets().items():
+            if name in compiled and module.probe().available:
+                return name
+        have = ", ".join(compiled) or "none"
+        raise MlcrtError(f"{opened.path} has no library that this machine can run (it has: {have}); run mlcrt compile")
+
+    def _read_params(self, opened) -> list:
+        arrays = read_params(opened.path, opened.manifest["params"]["files"])
+        schemes = opened.manifest["schemes"]
+        placed = []
+        for name in self._entry["parameters"]:
+            if name not in arrays:
+                raise MlcrtError(f"{opened.path} lacks the parameter {name}; convert the model again")
+            array, scheme = arrays[name], schemes.get(name.rpartition(".")[0])
+            if scheme is not None and SCHEMES[scheme].layout == "KN":
+                array = np.ascontiguousarray(np.swapaxes(array, -1, -2))
+            placed.append(self._runtime.place(array))
+        return placed
+
+    def _cache_shapes(self, blocks: int) -> list[tuple[int, ...]]:
+        c, block = self.config, self._entry["kv_block"]
+        return [(c.kv_heads, blocks, c.head_dim * block)] * (2 * c.layers)
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes of weights, KV cache and workspace."""
+        return {"weights": self.plan.weights, "kv": self.plan.kv, "workspace": self.plan.workspace}
+
+    def prefill(self, tokens: Sequence[int]) -> np.ndarray:
+        """Append tokens (at least one); float32 logits [vocab] after the last, valid until the next call."""
+        self._admit(tokens)
+        for start in range(0, len(tokens), self.chunk):
+            part = tokens[start : start + self.chunk]
+            if len(part) == 1:
+                self._step(part[0])
+            else:
+                self._begin()
+                self._prefill(self._runtime.place(np.array(part, np.int32)), self._state_bundle, self._params)
+                self.tokens.extend(int(t) for t in part)
+        return self._logits_view()
+
+    def decode(self, token: int) -> np.ndarray:
+        """Append one token; float32 logits [vocab] after it, valid until the next call."""
+        self._admit((token,))
+        self._step(token)
+        return self._logits_view()
+
+    def score(self, tokens: Sequence[int]) -> np.ndarray:
+        """Append at most `chunk` tokens; float32 logits [len(tokens), vocab], row i after token i."""
+        if len(tokens) > self.chunk:
+            raise MlcrtError(f"score takes at most {self.chunk} tokens at once, not {len(tokens)}")
+        self._admit(tokens)
+        self._begin()
+        result = self._score(self._runtime.place(np.array(tokens, np.int32)), self._state_bundle, self._params)
+        self.tokens.extend(int(t) for t in tokens)
+        return self._runtime.fetch(result)
+
+    @property
+    def greedy_token(self) -> int:
+        """The argmax of the last logits, as the device computed it."""
+        return int(self._runtime.read(self._state[_TOKEN], self._token)[0])
+
+    def rollback(self, length: int) -> None:
+        """Keep the first `length` tokens."""
+        if not 0 <= length <= len(self.tokens):
+            raise MlcrtError(f"cannot roll back to {length} tokens: there are {len(self.tokens)}")
+        del self.tokens[length:]
+
+    def save(self, path: Path) -> None:
+        """Write the sequence (tokens and KV cache) to a session file."""
+        blocks = -(-len(self.tokens) // self._entry["kv_block"])
+        caches = [self._runtime.read(t)[:, :blocks] for t in self._state[_CACHE:]]
+        write_session(path, self._identity(), self.tokens, caches)
+
+    def restore(self, path: Path) -> None:
+        """Take up the sequence of a session file; refused for another model, layout or too small a context."""
+        tokens, caches = read_session(path, self._identity(), len(self._state) - _CACHE)
+        if len(tokens) > self.context:
+            raise ContextFull(f"{path} holds {len(tokens)} tokens; start with --context {len(tokens)} or more")
+        for tensor, saved in zip(self._state[_CACHE:], caches, strict=True):
+            whole = self._runtime.read(tensor)
+            if saved.shape[0] != whole.shape[0] or saved.shape[2:] != whole.shape[2:] or saved.dtype != whole.dtype:
+                raise MlcrtError(f"{path} is damaged (a cache has shape {saved.shape}); it cannot be restored")
+        for tensor, saved in zip(self._state[_CACHE:], caches, strict=True):
+            self._runtime.write_blocks(tensor, saved)
+        self.tokens = tokens
+
+    def close(self) -> None:
+        """Free the device memory; the engine cannot be used afterwards."""
+        self._state, self._state_bundle, self._params = [], None, None
+        self._prefill = self._decode = self._score = None
+        self._token = self._position = self._logits = None
+
+    def _identity(self) -> dict[str, str]:
+        return {
+            "signature": self.manifest["params"]["signature"],
+            "model": f"{self.manifest['name']}-{self.manifest['quantization']}",
+            "layout": f"{self._entry['kv_dtype']}/{self._entry['kv_block']}",
+        }
+
+    def _admit(self, tokens: Sequence[int]) -> None:
+        if self._decode is None:
+            raise MlcrtError("this engine was closed; make a new one")
+        if len(tokens) == 0:
+            raise MlcrtError("there are no tokens to process: give at least one")
+        bad = next((t for t in tokens if not 0 <= t < self.config.vocab), None)
+        if bad is not None:
+            raise MlcrtError(f"token {bad} is outside the vocabulary of {self.config.vocab}")
+        used = len(self.tokens)
+        if used + len(tokens) > self.context:
+            raise ContextFull(
+                f"the context is full: {used} tokens are in it, {len(tokens)} more do not fit {self.context};"
+                " start a new conversation or choose a larger --context"
+            )
+
+    def _begin(self) -> None:
+        """The host's view of the position rules: rollback only shortens `tokens`."""
+        self._runtime.write(self._state[_POSITION], self._position, len(self.tokens))
+
+    def _step(self, token: int) -> None:
+        self._begin()
+        self._runtime.write(self._state[_TOKEN], self._token, int(token))
+        self._decode(self._state_bundle, self._params)
+        self.tokens.append(int(token))
+
+    def _logits_view(self) -> np.ndarray:
+        return self._runtime.read(self._state[_LOGITS], self._logits)[0]
+
+
+def runtime_only() -> None:
+    """Ask TVM for its runtime library alone: call before anything imports tvm."""
+    os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")
