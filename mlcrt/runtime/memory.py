@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -72,30 +73,33 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:,.0f} MB"
 
 
-def available_bytes() -> int | None:
-    """MemAvailable of this machine, lowered to the cgroup's limit where one is set; None if unknown."""
-    free = _meminfo("MemAvailable")
-    for limit_file, used_file in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+def available_bytes(root: Path = Path("/")) -> int | None:
+    """MemAvailable of this machine, lowered to the cgroup's limit where one is set; None if unknown.
+
+    A cgroup counts the pages of files it has read as used; the kernel takes them back when asked, so they are free.
+    """
+    free = _field(root / "proc/meminfo", "MemAvailable:")
+    known = [] if free is None else [free * 1024]
+    for folder, limit, used, prefix in (
+        ("sys/fs/cgroup", "memory.max", "memory.current", ""),
+        ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
     ):
         try:
-            with open(limit_file) as limit, open(used_file) as used:
-                text = limit.read().strip()
-                if text != "max":
-                    room = int(text) - int(used.read())
-                    free = room if free is None else min(free, room)
-        except (OSError, ValueError):
+            room = int((root / folder / limit).read_text()) - int((root / folder / used).read_text())
+        except (OSError, ValueError):  # no such cgroup, or the limit is "max"
             continue
-    return free
+        kinds = ("inactive_file", "active_file")
+        files = [_field(root / folder / "memory.stat", f"{prefix}{kind}") or 0 for kind in kinds]
+        known.append(room + sum(files))
+    return min(known, default=None)
 
 
-def _meminfo(field: str) -> int | None:
+def _field(file: Path, name: str) -> int | None:
+    """The number after `name` in a file of such lines."""
     try:
-        with open("/proc/meminfo") as file:
-            for line in file:
-                if line.startswith(field + ":"):
-                    return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
+        for line in file.read_text().splitlines():
+            if line.split()[:1] == [name]:
+                return int(line.split()[1])
+    except (OSError, ValueError, IndexError):
         pass
     return None

@@ -1,15 +1,16 @@
-"""Session files: the tokens of a conversation and their KV cache, as safetensors with a versioned header."""
+"""Session files: the tokens of a conversation and their KV cache, as safetensors with a versioned header and CRC-32."""
 
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
 
 from mlcrt.errors import MlcrtError
 
-VERSION = "1"
+VERSION = "2"  # 2: with a checksum
 
 
 def write_session(path: Path, identity: dict[str, str], tokens: list[int], caches: list[np.ndarray]) -> None:
@@ -21,7 +22,7 @@ def write_session(path: Path, identity: dict[str, str], tokens: list[int], cache
     tensors.update({f"cache.{i}": np.ascontiguousarray(c) for i, c in enumerate(caches)})
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(tensors, beside, metadata={"mlcrt_session": VERSION, **identity})
+        save_file(tensors, beside, metadata={"mlcrt_session": VERSION, "crc32": _checksum(tensors), **identity})
         os.replace(beside, path)
     except Exception as error:  # safetensors reports a full disk by an exception of its own
         raise MlcrtError(f"the session cannot be saved to {path}: {error}") from None
@@ -40,10 +41,21 @@ def read_session(path: Path, identity: dict[str, str], count: int) -> tuple[list
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
             _check(path, metadata, identity)
-            tokens = [int(t) for t in file.get_tensor("tokens")]
-            return tokens, [file.get_tensor(f"cache.{i}") for i in range(count)]
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+            names = ["tokens", *(f"cache.{i}" for i in range(count))]
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, TypeError, ValueError) as error:  # TypeError: a dtype that numpy lacks
         raise MlcrtError(f"{path} is not a readable session file ({error}); save the session again") from None
+    if metadata.get("crc32") != _checksum(tensors) or tensors["tokens"].ndim != 1:
+        raise MlcrtError(f"{path} is damaged (its checksum differs); save the session again")
+    return tensors["tokens"].tolist(), [tensors[name] for name in names[1:]]
+
+
+def _checksum(tensors: dict[str, np.ndarray]) -> str:
+    """CRC-32 of all bytes in order, in hexadecimal."""
+    value = 0
+    for tensor in tensors.values():
+        value = zlib.crc32(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8), value)
+    return f"{value:08x}"
 
 
 def _check(path: Path, metadata: dict[str, str], identity: dict[str, str]) -> None:
@@ -55,4 +67,5 @@ def _check(path: Path, metadata: dict[str, str], identity: dict[str, str]) -> No
     if metadata.get("signature") != identity["signature"] or metadata.get("model") != identity["model"]:
         raise MlcrtError(f"{path} belongs to {metadata.get('model')}, not to {identity['model']}; load that model")
     if metadata.get("layout") != identity["layout"]:
-        raise MlcrtError(f"{path} was saved on another device layout ({metadata.get('layout')}); replay the chat instead")
+        other = metadata.get("layout")
+        raise MlcrtError(f"{path} was saved with another cache layout ({other}); load it on the device that saved it")
