@@ -1,0 +1,1 @@
+"""One module per verb of `mlcrt`. They import heavy modules only when they run."""

@@ -1,0 +1,43 @@
+"""`mlcrt compile`: weights and a library for one or more targets, in a folder under dist/."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mlcrt.commands import options
+
+SUMMARY = "convert a model and compile it for a target"
+EXAMPLES = """examples:
+  mlcrt compile HuggingFaceTB/SmolLM2-135M-Instruct --quantization q4f16_1
+  mlcrt compile model.gguf --target cpu:x86-64-v3
+  mlcrt compile ./Llama-3.2-1B --target cpu,rocm:gfx1100 --output dist/llama --check
+
+The folder is printed on stdout. `mlcrt devices` lists the targets."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="Hugging Face id, folder or .gguf file")
+    parser.add_argument("--quantization", metavar="Q", help=options.SCHEMES)
+    parser.add_argument("--target", default="auto", metavar="T", help="targets, separated by commas (default: auto)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write (default: dist/NAME-Q)")
+    parser.add_argument("--context", type=options.positive, metavar="N", help="context of the printed memory plan")
+    parser.add_argument("--dump-ir", type=Path, metavar="DIR", help="write the module after every phase there")
+    parser.add_argument("--check", action="store_true", help="compare the result with the q0f32 build on the CPU")
+
+
+def run(args: argparse.Namespace) -> int:
+    from mlcrt.compile import compile_model
+
+    dist = compile_model(
+        args.model,
+        quantization=args.quantization,
+        targets=args.target,
+        out=args.output,
+        dump_ir=args.dump_ir,
+        context=args.context,
+        check=args.check,
+        report=options.report,
+    )
+    print(dist)
+    return 0

@@ -1,0 +1,111 @@
+"""Options that several verbs share, and how verbs write."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+SCHEMES = "q0f32 q0f16 q8f16_1 q4f16_0 q4f16_1 q4f32_1 q3f16_1, or gguf to keep a GGUF file's own codes"
+
+DIST = Path("dist")  # where compiled models are looked for and put
+
+# option, type, metavar, help; the name in SamplingParams is the option's with underscores
+_SAMPLING = [
+    ("--max-tokens", int, "N", "tokens in an answer at most (default: until the model stops or the context is full)"),
+    ("--temperature", float, "T", "0 always takes the most likely token, higher is more varied"),
+    ("--top-p", float, "P", "sample from the most likely tokens that hold this much of the probability"),
+    ("--top-k", int, "K", "sample from the K most likely tokens (0: all)"),
+    ("--min-p", float, "P", "drop tokens less than P times as likely as the best"),
+    ("--repetition-penalty", float, "R", "above 1 makes tokens of the prompt and the answer less likely"),
+    ("--presence-penalty", float, "X", "-2 to 2, taken off tokens that the answer has"),
+    ("--frequency-penalty", float, "X", "-2 to 2, taken off for each time the answer has a token"),
+    ("--seed", int, "N", "equal seeds give equal answers"),
+]
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """MODEL and how to load it."""
+    parser.add_argument("model", metavar="MODEL", help="Hugging Face id, folder, .gguf file or compiled folder")
+    parser.add_argument("--quantization", metavar="Q", help=f"if it has to be compiled first: {SCHEMES}")
+    parser.add_argument(
+        "--device", default="auto", metavar="D", help="where to run, see `mlcrt devices` (default: auto)"
+    )
+    parser.add_argument("--context", type=positive, metavar="N", help="tokens to hold (default: the model's own limit)")
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """The sampling settings; those not given are the model's own defaults."""
+    group = parser.add_argument_group("sampling", "What is not given comes from the model's generation_config.json.")
+    for option, kind, metavar, text in _SAMPLING:
+        group.add_argument(option, type=kind, metavar=metavar, help=text)
+    group.add_argument(
+        "--logit-bias", action="append", metavar="ID=X", help="add X to the logit of a token (repeatable)"
+    )
+    group.add_argument("--stop", action="append", metavar="TEXT", help="end the answer before TEXT (repeatable)")
+
+
+def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The given sampling options as keywords of `SamplingParams`."""
+    from mlcrt.runtime.sampling import parse_logit_bias
+
+    names = [option[2:].replace("-", "_") for option, *_ in _SAMPLING]
+    out = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.logit_bias:
+        out["logit_bias"] = parse_logit_bias(args.logit_bias)
+    if args.stop:
+        out["stop"] = tuple(args.stop)
+    return out
+
+
+def positive(text: str) -> int:
+    """An argparse type."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text}")
+    return value
+
+
+def existing_file(text: str) -> Path:
+    """An argparse type."""
+    path = Path(text)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text}")
+    return path
+
+
+def load_model(args: argparse.Namespace, context: int | None = None) -> tuple[Any, Any]:
+    """(engine, tokenizer) for what `add_model` took. `context` is used where the user named none."""
+    from mlcrt.chat import resolve_model
+    from mlcrt.runtime.tokenizer import ModelTokenizer
+
+    dist = resolve_model(args.model, args.quantization, args.device, DIST, report)
+    from mlcrt.runtime.engine import Engine
+
+    engine = Engine(dist, device=args.device, context=args.context or context)
+    return engine, ModelTokenizer(dist, engine.config.eos)
+
+
+def report(line: str) -> None:
+    """Progress and notices: stderr, so that stdout holds the result alone."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_rows(title: str, rows: list[tuple[str, str]]) -> None:
+    """A two-column table on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(justify="left")
+    for name, text in rows:
+        table.add_row(name, text)
+    Console().print(table)

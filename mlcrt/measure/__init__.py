@@ -1,0 +1,1 @@
+"""Speed and quality of compiled models: `mlcrt bench` and `mlcrt eval`."""
