@@ -1,0 +1,1 @@
+"""Vulkan 1.2 and later: SPIR-V made by `mlcrt.targets.vulkan.codegen`."""

@@ -1,0 +1,37 @@
+"""Fixtures: a Vulkan device (lavapipe from Debian's mesa-vulkan-drivers will do) and a function that runs kernels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from device import Device, unavailable, validate
+
+from mlcrt.targets.vulkan.codegen import compile_kernels, lower
+
+
+@pytest.fixture(scope="session")
+def device() -> Device:
+    try:
+        return Device()
+    except Exception as error:  # the package, the loader or the driver is missing: each raises its own kind
+        unavailable(f"there is no Vulkan device ({type(error).__name__}: {error})")
+
+
+@pytest.fixture(scope="session")
+def execute(device):
+    """execute(module, grid, lowered=False, **arguments): compile the one kernel of a module, validate it, run it; the
+    arrays as it left them, by the names of the kernel's buffers. Scalars may be given as numbers."""
+
+    def call(module, grid=(1,), lowered=False, **arguments) -> dict[str, np.ndarray]:
+        (shader,) = compile_kernels(module if lowered else lower(module))
+        validate(shader)
+        missing = device.missing(shader)
+        if missing or shader.min_subgroup_size > device.subgroup_size:
+            pytest.skip(f"{device.name} lacks {missing or f'subgroups of {shader.min_subgroup_size}'}")
+        named = {}
+        for argument in shader.arguments:
+            name = argument.name if argument.name in arguments else argument.name.removesuffix("_ptr")
+            named[argument.name] = arguments[name]
+        return {k.removesuffix("_ptr"): v for k, v in device.run(shader, named, grid).items()}
+
+    return call
