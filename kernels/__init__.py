@@ -1,17 +1,25 @@
-"""TensorIR kernels. `simd`: explicit vectors for CPUs. A target picks a library and supplies its tile numbers."""
+"""TensorIR kernels. `simd`: explicit vectors for CPUs; `simt`: blocks of threads for GPUs.
+
+A target picks a library and supplies its tile numbers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """What an operator lowers to: equal keys share one PrimFunc; `inplace` maps outputs to arguments (-1: new)."""
+    """What an operator lowers to: equal keys share one PrimFunc.
+
+    inplace: per output the argument it overwrites (-1: a new tensor); scratch: shapes of float32 workspaces passed
+    after the outputs.
+    """
 
     name: str
     key: tuple
     build: Callable
     args: list
     inplace: list[int] | None = None
+    scratch: list[tuple] = field(default_factory=list)

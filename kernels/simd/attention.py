@@ -14,6 +14,8 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from mlcrt.kernels.records import Attention
+
 from .functions import exp, tanh
 from .vector import (
     Accumulator,
@@ -31,26 +33,6 @@ from .vector import (
 
 BLOCK = 16  # positions in a block of the KV cache
 _MASKED = -1e30
-
-
-@dataclass(frozen=True)
-class Attention:
-    """Shapes and switches of one attention layer; `tokens` is 1 or None (any number)."""
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    tokens: int | None
-    kv_dtype: str
-    scale: float
-    window: int | None = None
-    softcap: float | None = None
-    rotary_dim: int = 0
-    norm_eps: float | None = None  # RMSNorm over head_dim on q and k before rotating
-
-    @property
-    def group(self) -> int:
-        return self.heads // self.kv_heads
 
 
 @dataclass(frozen=True)

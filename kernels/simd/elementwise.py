@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from mlcrt.quant.scheme import Scheme
+from mlcrt.kernels.records import Embed
 
 from .functions import tanh
 from .vector import Accumulator, const, hold, horizontal_max, load, segments, store
 from .weights import Rows, buffer_args
-
-
-@dataclass(frozen=True)
-class Embed:
-    scheme: Scheme
-    vocab: int
-    hidden: int
-    tokens: int | None
-    scale: float = 1.0
 
 
 def embed(op: Embed, native_f16: bool, name: str = "embed"):

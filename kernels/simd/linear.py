@@ -15,29 +15,11 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from mlcrt.quant.scheme import Scheme
+from mlcrt.kernels.records import Linear
 
 from .functions import activation
 from .vector import Accumulator, const, halves, horizontal_sum, load, segments, splat, store
 from .weights import Rows, buffer_args
-
-
-@dataclass(frozen=True)
-class Linear:
-    """A fused linear layer. `tokens` is 1 or None (any number); gated halves the output features."""
-
-    scheme: Scheme
-    rows: int
-    columns: int
-    tokens: int | None
-    norm_eps: float | None = None
-    bias: bool = False
-    gate: str | None = None
-    residual: bool = False
-
-    @property
-    def units(self) -> int:
-        return self.rows // 2 if self.gate else self.rows
 
 
 @dataclass(frozen=True)

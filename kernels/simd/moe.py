@@ -61,7 +61,12 @@ class _Moe:
         op = self.op
         chosen = T.alloc_buffer((op.top_k,), "int32", scope="global")
         weight = T.alloc_buffer((op.top_k,), "float32", scope="global")
-        inner = T.alloc_buffer((op.top_k, op.intermediate), "float32", scope="global")
+        # as wide as the down weight's whole groups: what follows the intermediate features stays zero
+        width = self._rows(op.down, op.hidden, op.intermediate, self.down).padded
+        inner = T.alloc_buffer((op.top_k, width), "float32", scope="global")
+        if width > op.intermediate:
+            with T.serial(op.top_k) as k, T.serial(width - op.intermediate) as i:
+                T.buffer_store(inner, T.float32(0), [k, op.intermediate + i])
         with T.serial(self.n) as t:
             self._route(t, chosen, weight)
             self._up(t, chosen, inner)
@@ -120,10 +125,11 @@ class _Moe:
     def _down(self, t, chosen, weight, inner) -> None:
         op, lanes = self.op, self.tiles.lanes
         w = self._rows(op.down, op.hidden, op.intermediate, self.down)
+        whole = self._rows(op.down, op.hidden, w.padded, self.down)
         x = T.alloc_buffer((op.top_k, w.padded), "float32", scope="global")
         sums = None if op.down.is_float else T.alloc_buffer((op.top_k, w.words), "float32", scope="global")
         with T.serial(op.top_k) as k:
-            permute(w, lanes, w.padded, lambda index, _: T.BufferLoad(inner, [k, index]), x, [k])
+            permute(whole, lanes, w.padded, lambda index, _: T.BufferLoad(inner, [k, index]), x, [k])
             if sums is not None:
                 word_sums(w, lanes, x, [k], sums, [k])
         with T.parallel(op.hidden) as row:

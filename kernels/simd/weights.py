@@ -18,8 +18,8 @@ from .vector import const, load, repeat, splat, to_float
 class Rows:
     """The stored parts of a [rows, columns] weight as kernel buffers.
 
-    `codes` yields per_word float vectors of raw codes (or plain weights), `affine` the scale and offset vectors that turn
-    sums over codes into sums over weights.
+    `codes` yields per_word float vectors of raw codes (or plain weights), `affine` the scale and offset vectors that
+    turn sums over codes into sums over weights.
     """
 
     def __init__(
@@ -64,7 +64,8 @@ class Rows:
         times = lanes // groups
 
         def per_lane(part: str):
-            values = to_float(load(self.buffers[part], [*self.leading, row], word // words_per_group, groups), groups, self.native_f16)
+            values = load(self.buffers[part], [*self.leading, row], word // words_per_group, groups)
+            values = to_float(values, groups, self.native_f16)
             return repeat(values, groups, times)
 
         scale = T.bind(per_lane("scales"))

@@ -1,13 +1,14 @@
 """Fusion rules: stock Relax ops fold, one rule at a time, into `mlcrt.linear`.
 
-Order matters: a matmul has to become a linear before its neighbours can join it. Each rule is one phase of the pipeline and
-can be seen alone with --dump-ir.
+Order matters: a matmul has to become a linear before its neighbours can join it. Each rule is one phase of the
+pipeline and can be seen alone with --dump-ir.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import tvm_ffi
 from tvm import relax
 
 from mlcrt.quant.scheme import SCHEMES
@@ -49,6 +50,11 @@ class LinearCall:
             a.get("gate"), residual,
         )  # fmt: skip
 
+    @property
+    def ends(self) -> bool:
+        """Whether it has an epilogue that nothing but a residual may follow."""
+        return self.gate is not None or self.residual is not None
+
     def build(self) -> relax.Call:
         optional = [a for a in (self.norm, self.bias, self.residual) if a is not None]
         return ops.make(
@@ -64,12 +70,17 @@ class LinearCall:
         )
 
 
+def _shape(expr) -> list:
+    """The dimensions of a tensor expression, those known as integers."""
+    return [int(d) if hasattr(d, "value") else d for d in expr.ty.shape]
+
+
 def fuse_dequantize_matmul(call, find):
     """matmul(x, transpose(dequantize(w))) → linear(x, w)"""
-    if not is_op(call, "relax.matmul"):
+    if not is_op(call, "relax.matmul") or len(call.args[0].ty.shape) != 2:
         return None
     transposed = find(call.args[1])
-    if not is_op(transposed, "relax.permute_dims"):
+    if not is_op(transposed, "relax.permute_dims") or list(transposed.attrs.axes or (1, 0)) != [1, 0]:
         return None
     weight = find(transposed.args[0])
     if ops.name_of(weight) != "dequantize":
@@ -83,7 +94,7 @@ def fuse_bias(call, find):
     if not is_op(call, "relax.add"):
         return None
     linear = LinearCall.parse(find(call.args[0]))
-    if linear is None or linear.bias or linear.gate or linear.residual or len(call.args[1].ty.shape) != 1:
+    if linear is None or linear.ends or linear.bias is not None or _shape(call.args[1]) != [linear.rows]:
         return None
     linear.bias = call.args[1]
     return linear.build()
@@ -95,7 +106,7 @@ def fuse_norm(call, find):
     if linear is None or linear.norm is not None:
         return None
     norm = find(linear.x)
-    if not is_op(norm, "relax.nn.rms_norm"):
+    if not is_op(norm, "relax.nn.rms_norm") or [int(a) for a in norm.attrs.axes] not in ([-1], [1]):
         return None
     linear.x, linear.norm, linear.norm_eps = norm.args[0], norm.args[1], float(norm.attrs.epsilon)
     return linear.build()
@@ -115,18 +126,22 @@ def fuse_gate(call, find):
     if not is_op(split, "relax.split") or not split.same_as(find(up.tuple_value)):
         return None
     linear = LinearCall.parse(find(split.args[0]))
-    if linear is None or linear.gate or linear.residual:
+    if linear is None or linear.ends:
         return None
+    if any(_shape(part)[1:] != [linear.rows // 2] for part in (call.args[0], call.args[1])):
+        return None  # not the two halves of the features
     linear.gate = _ACTIVATIONS[activation.op.name]
     return linear.build()
 
 
 def fuse_residual(call, find):
     """x + linear(…) → linear with a residual input"""
-    if not is_op(call, "relax.add") or len(call.args[1].ty.shape) != 2:
+    if not is_op(call, "relax.add"):
         return None
     linear = LinearCall.parse(find(call.args[1]))
-    if linear is None or linear.residual:
+    if linear is None or linear.residual is not None:
         return None
+    if not tvm_ffi.structural_equal(call.args[0].ty.shape, call.args[1].ty.shape):
+        return None  # the kernel does not broadcast
     linear.residual = call.args[0]
     return linear.build()

@@ -18,19 +18,29 @@ def lower_operators(mod: tvm.IRModule, library) -> tvm.IRModule:
     builder = relax.BlockBuilder(mod)
     known: dict[tuple, tvm.ir.GlobalVar] = {}
 
-    def rule(call, _find):
+    def rule(call, find):
         name = ops.name_of(call)
         if name is None:
             return None
         kernel = getattr(library, name)(ops.attributes(call), list(call.args))
         if kernel.key not in known:
-            function = kernel.build().with_attr("op_pattern", 8)  # opaque: the stock fusion leaves it alone
+            # opaque to the stock fusion, finished for the stock schedules
+            function = kernel.build().with_attrs({"op_pattern": 8, "tirx.is_scheduled": 1})
             known[kernel.key] = builder.add_func(function, kernel.name)
         callee = known[kernel.key]
-        outputs = list(call.ty.fields) if isinstance(call.ty, relax.TupleType) else call.ty
+        outputs = list(call.ty.fields) if isinstance(call.ty, relax.TupleType) else [call.ty]
+        spaces = [relax.TensorType(list(shape), "float32") for shape in kernel.scratch]
+        types, single = [*outputs, *spaces], not isinstance(call.ty, relax.TupleType)
         if kernel.inplace is None:
-            return relax.call_tir(callee, kernel.args, outputs)
-        return relax.op.call_tir_inplace(callee, kernel.args, kernel.inplace, outputs)
+            lowered = relax.call_tir(callee, kernel.args, types if len(types) > 1 else types[0])
+        else:
+            inplace = [*kernel.inplace, *[-1] * len(spaces)]
+            lowered = relax.op.call_tir_inplace(callee, kernel.args, inplace, types)
+        if not spaces:
+            return lowered
+        lowered = find.emit(lowered)
+        items = [relax.TupleGetItem(lowered, i) for i in range(len(outputs))]
+        return items[0] if single else relax.Tuple([find.emit(item) for item in items])
 
     rewritten = apply_rule(mod, rule)
     kernels = builder.finalize()

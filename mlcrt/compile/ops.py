@@ -1,7 +1,8 @@
 """The project's own Relax operators: what a decoder means, before any target decides how it is done.
 
-`models/` emits them next to stock Relax ops, the fusion passes fold stock ops into `mlcrt.linear`, and `lower.py` turns each
-into one TensorIR kernel. Attributes are a plain dictionary; results are inferred here from arguments and attributes.
+`models/` emits them next to stock Relax ops, the fusion passes fold stock ops into `mlcrt.linear`, and `lower.py`
+turns each into one TensorIR kernel. Attributes are a plain dictionary; results are inferred here from arguments and
+attributes.
 
     dequantize(parts…; scheme, rows, columns)                          → [rows, columns] f32
     linear(x, parts…, [norm], [bias], [residual]; scheme, rows, columns, norm_eps?, bias, gate?, residual) → [n, units]

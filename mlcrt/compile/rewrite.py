@@ -1,7 +1,7 @@
 """A small engine for rewriting rules over Relax dataflow.
 
 A rule is a function (call, find) → replacement or None; `find(var)` gives the expression a variable is bound to,
-already rewritten. Rules read like the algebra they do; what they leave unused is removed afterwards.
+already rewritten (see Scope). Rules read like the algebra they do; what they leave unused is removed afterwards.
 """
 
 from __future__ import annotations
@@ -15,6 +15,27 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 Rule = Callable[[relax.Call, Callable], "relax.Expr | None"]
 
 
+class Scope:
+    """What a rule may ask of the function that is being rewritten."""
+
+    def __init__(self, rewriter: PyExprMutator):
+        self._rewriter = rewriter
+
+    def __call__(self, expr):
+        """Follow a variable to the expression it is bound to."""
+        seen = expr
+        while isinstance(seen, relax.Var):
+            bound = self._rewriter.lookup_binding(seen)
+            if bound is None:
+                break
+            seen = bound
+        return seen
+
+    def emit(self, expr) -> relax.Var:
+        """Bind an expression before the call, so that it is evaluated once however often it is used."""
+        return self._rewriter.builder_.emit(expr)
+
+
 @mutator
 class _Rewriter(PyExprMutator):
     def __init__(self, mod: tvm.IRModule, rule: Rule):
@@ -23,18 +44,8 @@ class _Rewriter(PyExprMutator):
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         call = self.visit_expr_post_order(call)
-        replacement = self.rule(call, self.find)
+        replacement = self.rule(call, Scope(self))
         return call if replacement is None else self.builder_.normalize(replacement)
-
-    def find(self, expr):
-        """Follow a variable, and items of a tuple, to what computes it."""
-        seen = expr
-        while isinstance(seen, relax.Var):
-            bound = self.lookup_binding(seen)
-            if bound is None:
-                break
-            seen = bound
-        return seen
 
 
 def apply_rule(mod: tvm.IRModule, rule: Rule) -> tvm.IRModule:

@@ -1,0 +1,84 @@
+"""Operator attributes → kernel records: what all kernel libraries share.
+
+A family of kernels (simd, simt) supplies the `build_*` methods; this class reads attributes and names kernels.
+"""
+
+from __future__ import annotations
+
+from mlcrt.kernels import Kernel
+from mlcrt.quant.scheme import SCHEMES
+
+from .records import Attention, Embed, Linear
+
+
+def tokens_of(expr) -> int | None:
+    """The leading dimension if it is fixed (one token), None if symbolic."""
+    dim = expr.ty.shape[0]
+    return int(dim) if hasattr(dim, "value") else None
+
+
+def _suffix(tokens: int | None) -> str:
+    return "decode" if tokens == 1 else "prefill"
+
+
+class KernelLibrary:
+    """One method per project operator (see mlcrt.compile.ops), each giving a `Kernel`."""
+
+    def __init__(self, tiles, kv_dtype: str):
+        self.tiles, self.kv_dtype = tiles, kv_dtype
+
+    def linear(self, a: dict, args: list) -> Kernel:
+        op = Linear(
+            SCHEMES[a["scheme"]], a["rows"], a["columns"], tokens_of(args[0]), a.get("norm_eps"), bool(a["bias"]),
+            a.get("gate"), bool(a["residual"]),
+        )  # fmt: skip
+        name = f"linear_{a['scheme']}_{_suffix(op.tokens)}"
+        return Kernel(name, ("linear", op), lambda: self.build_linear(op, name), args)
+
+    def embed(self, a: dict, args: list) -> Kernel:
+        op = Embed(SCHEMES[a["scheme"]], a["vocab"], a["hidden"], tokens_of(args[-1]), a["scale"])
+        return Kernel("embed", ("embed", op), lambda: self.build_embed(op), args)
+
+    def rotary_tables(self, a: dict, args: list) -> Kernel:
+        key = (int(args[0].ty.shape[0]), tokens_of(args[2]), a["factor"])
+        return Kernel("rotary_tables", ("rotary_tables", *key), lambda: self.build_rotary_tables(*key), args[:2])
+
+    def rope_append(self, a: dict, args: list) -> Kernel:
+        op, last = self._attention(a, args[0]), len(args) - 1
+        inplace = [last - 1, last, -1]
+        return Kernel("rope_append", ("rope_append", op), lambda: self.build_rope_append(op), args, inplace)
+
+    def attention(self, a: dict, args: list) -> Kernel:
+        op = self._attention(a, args[0])
+        name = f"attention_{_suffix(op.tokens)}"
+        scratch = self.attention_scratch(op, args[0].ty.shape[0])
+        return Kernel(name, ("attention", op), lambda: self.build_attention(op, name), args, scratch=scratch)
+
+    def softcap(self, a: dict, args: list) -> Kernel:
+        key = (int(args[0].ty.shape[1]), tokens_of(args[0]), a["cap"])
+        return Kernel("softcap", ("softcap", *key), lambda: self.build_softcap(*key), args)
+
+    def finish_step(self, a: dict, args: list) -> Kernel:
+        last = len(args) - 1
+        key = (int(args[0].ty.shape[1]), 1 if len(args) == 4 else None)
+        inplace = [last - 2, last - 1, last]
+        build = lambda: self.build_finish_step(*key)  # noqa: E731
+        return Kernel("finish_step", ("finish_step", *key), build, args, inplace, self.finish_scratch())
+
+    def schedule(self, mod):
+        """Schedule the functions that stock operators left behind; a CPU runs them as they are."""
+        return mod
+
+    def finish_scratch(self) -> list:
+        """Shapes of float32 workspaces that the finish_step kernel takes last."""
+        return []
+
+    def attention_scratch(self, op: Attention, n) -> list:
+        """Shapes of float32 workspaces that the attention kernel takes after its output."""
+        return []
+
+    def _attention(self, a: dict, x) -> Attention:
+        return Attention(
+            a["heads"], a["kv_heads"], a["head_dim"], tokens_of(x), self.kv_dtype, a.get("scale", 1.0),
+            a.get("window"), a.get("softcap"), a.get("rotary_dim", 0), a.get("norm_eps"),
+        )  # fmt: skip

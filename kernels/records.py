@@ -1,0 +1,56 @@
+"""What the operators compute: shapes and switches that every kernel library takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlcrt.quant.scheme import Scheme
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A fused linear layer. `tokens` is 1 or None (any number); gated halves the output features."""
+
+    scheme: Scheme
+    rows: int
+    columns: int
+    tokens: int | None
+    norm_eps: float | None = None
+    bias: bool = False
+    gate: str | None = None
+    residual: bool = False
+
+    @property
+    def units(self) -> int:
+        return self.rows // 2 if self.gate else self.rows
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Shapes and switches of one attention layer; `tokens` is 1 or None (any number)."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    tokens: int | None
+    kv_dtype: str
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    rotary_dim: int = 0
+    norm_eps: float | None = None  # RMSNorm over head_dim on q and k before rotating
+
+    @property
+    def group(self) -> int:
+        return self.heads // self.kv_heads
+
+
+@dataclass(frozen=True)
+class Embed:
+    """Rows of an embedding, dequantised and scaled."""
+
+    scheme: Scheme
+    vocab: int
+    hidden: int
+    tokens: int | None
+    scale: float = 1.0
