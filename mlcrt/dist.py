@@ -15,8 +15,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from mlcrt.errors import MlcrtError
@@ -26,6 +27,10 @@ from mlcrt.version import __version__
 FORMAT = 1  # of mlcrt.json and the parameter files
 LIBRARY_ABI = 1  # of the functions in a library and the state they share with the engine
 MANIFEST = "mlcrt.json"
+_ENTRY = {  # what the engine reads of a target's entry in the manifest
+    "library", "sha256", "signature", "abi", "mlcrt", "tvm", "arch", "features", "parameters", "chunk", "kv_dtype",
+    "kv_block", "workspace_bytes",
+}  # fmt: skip
 
 
 @dataclass
@@ -61,7 +66,7 @@ def open_dist(path: Path) -> Dist:
     except FileNotFoundError:
         raise MlcrtError(f"{path} is not a compiled model (no {MANIFEST}); make one with mlcrt compile") from None
     except (OSError, ValueError, KeyError, TypeError):
-        raise MlcrtError(f"{file} is damaged; make the folder again with mlcrt compile") from None
+        raise _damaged(file) from None
     if found != FORMAT:
         raise MlcrtError(
             f"{path} was made by mlcrt {manifest.get('mlcrt', '?')} in format {found}, and mlcrt {__version__} reads"
@@ -70,28 +75,45 @@ def open_dist(path: Path) -> Dist:
     for name in ("name", "config", "schemes", "params", "targets"):
         if name not in manifest:
             raise MlcrtError(f"{file} lacks '{name}'; make the folder again with mlcrt compile")
-    for name in manifest["params"]["files"]:
-        if not (path / name).is_file():
-            raise MlcrtError(f"{path / name} is missing; make the folder again with mlcrt convert")
-    return Dist(path, manifest)
+    dist = Dist(path, manifest)
+    try:
+        files = [path / name for name in manifest["params"]["files"]]
+        complete = dist.config and manifest["params"]["signature"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        complete = False
+    if not complete or not isinstance(manifest["targets"], dict) or not isinstance(manifest["schemes"], dict):
+        raise _damaged(file)
+    for name in files:
+        if not name.is_file():
+            raise MlcrtError(f"{name} is missing; make the folder again with mlcrt convert")
+    return dist
+
+
+def _damaged(file: Path) -> MlcrtError:
+    return MlcrtError(f"{file} is damaged; make the folder again with mlcrt compile")
 
 
 def check_target(dist: Dist, target: str) -> dict:
     """The manifest's entry for a target, after checking that its library fits the params and this runtime."""
-    import tvm
-
     entry = dist.manifest["targets"].get(target)
     again = f"compile again with mlcrt compile --target {target}"
     if entry is None:
         have = ", ".join(dist.manifest["targets"]) or "none"
         raise MlcrtError(f"{dist.path} has no library for {target} (it has: {have}); {again}")
-    library = dist.path / entry["library"]
+    try:
+        library, maker, abi = dist.path / entry["library"], entry["mlcrt"], entry["abi"]
+        complete = abi != LIBRARY_ABI or entry.keys() >= _ENTRY
+    except (KeyError, TypeError, AttributeError):
+        complete = False
+    if not complete:
+        raise _damaged(dist.path / MANIFEST)
+    if abi != LIBRARY_ABI:
+        raise MlcrtError(f"{library} was made by another mlcrt ({maker}, this is {__version__}); {again}")
     if not library.is_file():
         raise MlcrtError(f"{library} is missing; {again}")
-    if entry["abi"] != LIBRARY_ABI:
-        raise MlcrtError(f"{library} was made by another mlcrt ({entry['mlcrt']}, this is {__version__}); {again}")
-    if entry["tvm"] != tvm.__version__:
-        raise MlcrtError(f"{library} needs apache-tvm {entry['tvm']}, installed is {tvm.__version__}; {again}")
+    installed = metadata.version("apache-tvm")  # without importing it: the caller may want its runtime alone
+    if entry["tvm"] != installed:
+        raise MlcrtError(f"{library} needs apache-tvm {entry['tvm']}, installed is {installed}; {again}")
     if entry["signature"] != dist.manifest["params"]["signature"]:
         raise MlcrtError(f"{library} was made for other parameters than those in {dist.path}; {again}")
     if sha256(library) != entry["sha256"]:
@@ -137,18 +159,29 @@ def new_folder(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as error:
-        raise MlcrtError(f"{path} cannot be created: {error.strerror}") from None
+        raise MlcrtError(f"{path} cannot be created: {error.strerror or error}") from None
     try:
         os.chmod(beside, 0o755)
         yield beside
-        old = None
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            os.replace(path, old / "old")
-        os.replace(beside, path)
-        if old is not None:
-            shutil.rmtree(old, ignore_errors=True)
+        put_in_place(beside, path)
     except OSError as error:
-        raise MlcrtError(f"{path} cannot be written: {error.strerror}; nothing was changed") from None
+        raise MlcrtError(f"{path} cannot be written: {error.strerror or error}; nothing was changed") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def put_in_place(beside: Path, path: Path, commit: Callable[[], None] = lambda: None) -> None:
+    """Rename folder `beside` to `path`. Whatever stops it before `commit` has returned leaves what was at `path`."""
+    old = beside.with_name(f"{beside.name}.old")
+    try:
+        if path.exists():
+            os.replace(path, old)
+        os.replace(beside, path)
+        commit()
+    except BaseException:  # an interrupt may have come between any two of these: look what was done
+        if not beside.exists():
+            os.replace(path, beside)
+        if old.exists():
+            os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

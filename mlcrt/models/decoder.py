@@ -204,8 +204,8 @@ def _last_row(x: te.Tensor) -> te.Tensor:
 def build_module(config: DecoderConfig, scheme_of, kv_shapes, kv_dtype: str):
     """Export the decoder: (IRModule with prefill, decode, score; ordered [(parameter name, nn.Parameter)]).
 
-    kv_shapes(kv_heads, head_dim, blocks) gives the target's layout of one layer's cache; `blocks` stays symbolic, so the
-    context length is chosen when the library is loaded.
+    kv_shapes(kv_heads, head_dim, blocks) gives the target's layout of one layer's cache; `blocks` stays symbolic, so
+    the context length is chosen when the library is loaded.
     """
     decoder = Decoder(config, scheme_of)
     k_shape, v_shape = kv_shapes(config.kv_heads, config.head_dim, "blocks")

@@ -164,7 +164,7 @@ def verify(config: DecoderConfig, tensors: TensorSource) -> dict[str, list[Piece
             if tuple(info.shape) != piece.shape:
                 raise MlcrtError(
                     f"Tensor {piece.tensor} in {info.file} has shape {_text(info.shape)}, but config.json"
-                    f" ({config.family}) asks for {_text(piece.shape)}."
+                    f" ({config.family}) asks for {_text(piece.shape)}; fetch config.json and weights of one model."
                 )
     layers = result["layers.0.attn_norm"][0].tensor.split("layers.0.")[0] + "layers."
     for name in tensors.names():

@@ -12,11 +12,21 @@ from mlcrt.errors import MlcrtError
 from mlcrt.formats import ModelSource
 from mlcrt.models import DecoderConfig, Parameter, Piece, parameters, verify
 
-from .pack import REPACKED, pack_rows, repack_blocks, to_layout
+from .pack import pack_rows, repack_blocks, to_layout
 from .params import ParamsWriter, Spec
 from .scheme import KEEP, SCHEMES, Scheme, scheme
 
 BLOCK_ELEMENTS = 4 << 20  # float32 elements quantised at a time (16 MB and a few times that in temporaries)
+
+
+# Scheme → the GGUF block types whose codes and scales it holds exactly; --quantization gguf takes the first that fits.
+HOLDS = {
+    "q4f16_1": {"Q4_0"},
+    "q4f32_1": {"Q4_0"},
+    "q4f16_0": {"Q4_0"},
+    "q4f16_asym": {"Q4_1"},
+    "q8f16_1": {"Q4_0", "Q8_0"},  # so a packed weight with parts of both types stays exact
+}
 
 
 @dataclass(frozen=True)
@@ -45,29 +55,19 @@ def plan_conversion(source: ModelSource, config: DecoderConfig, quantization: st
         if len(parameter.shape) < 2:
             continue
         kinds = {source.tensors.info(p.tensor).dtype for p in pieces[parameter.name]}
-        kept = _lossless_scheme(kinds)
+        kept = next((name for name, held in HOLDS.items() if kinds <= held), None)
         if parameter.name.endswith("router.weight"):
             schemes[parameter.name] = "q0f32"  # tiny, and its argmax decides which experts run
         elif quantization == KEEP and kept is None:
             schemes[parameter.name] = "q0f32" if kinds == {"F32"} else "q0f16"
             if kinds - {"F32", "F16", "BF16"}:
                 dequantised[parameter.name] = "/".join(sorted(kinds))
-        elif kept is not None and quantization in (KEEP, kept, _ALIASES.get(kept)):
+        elif quantization == KEEP or kinds <= HOLDS.get(quantization, set()):
             schemes[parameter.name] = kept if quantization == KEEP else quantization
             repacked.add(parameter.name)
         else:
             schemes[parameter.name] = quantization
     return Plan(config, pieces, schemes, frozenset(repacked), dequantised)
-
-
-_ALIASES = {"q4f16_1": "q4f32_1"}  # the same stored bits
-
-
-def _lossless_scheme(kinds: set[str]) -> str | None:
-    """The scheme that holds all these GGUF types exactly: one type's own, or 8 bits for a mix of Q4_0 and Q8_0."""
-    if len(kinds) == 1:
-        return REPACKED.get(next(iter(kinds)), (None,))[0]
-    return "q8f16_1" if kinds == {"Q4_0", "Q8_0"} else None
 
 
 def stored_specs(plan: Plan) -> list[Spec]:
@@ -142,7 +142,8 @@ def _packed(source: ModelSource, plan: Plan, parameter: Parameter) -> Iterator[d
             for rows in _row_blocks(piece, parameter.shape[-1]):
                 if parameter.name in plan.repacked:
                     blocks = source.tensors.blocks(piece.tensor, rows)
-                    yield repack_blocks(blocks.reshape(-1, blocks.shape[-1]), info.dtype, plan.scheme_of(parameter.name))
+                    blocks = blocks.reshape(-1, blocks.shape[-1])
+                    yield repack_blocks(blocks, info.dtype, plan.scheme_of(parameter.name))
                 else:
                     values = source.tensors.load(piece.tensor, rows)
                     yield pack_rows(values.reshape(-1, parameter.shape[-1]), plan.scheme_of(parameter.name))

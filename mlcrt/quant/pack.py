@@ -58,8 +58,7 @@ def to_layout(parts: dict[str, np.ndarray], scheme: Scheme) -> dict[str, np.ndar
     return {name: np.ascontiguousarray(part.T) for name, part in parts.items()}
 
 
-# What each lossless GGUF block type becomes: scheme name, bytes per block of 32
-REPACKED = {"Q4_0": ("q4f16_1", 18), "Q4_1": ("q4f16_asym", 20), "Q8_0": ("q8f16_1", 34)}
+_BLOCK_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}  # of 32 elements
 
 
 def repack_blocks(blocks: np.ndarray, kind: str, scheme: Scheme) -> dict[str, np.ndarray]:
@@ -68,9 +67,7 @@ def repack_blocks(blocks: np.ndarray, kind: str, scheme: Scheme) -> dict[str, np
     A Q4 block of 32 stores element i in the low nibble of byte i and element i + 16 in the high one
     (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and ggml-common.h). Q4_0 also fits q8f16_1.
     """
-    _, size = REPACKED[kind]
-    rows = len(blocks)
-    raw = np.ascontiguousarray(blocks).reshape(rows, -1, size)
+    raw = np.ascontiguousarray(blocks).reshape(len(blocks), -1, _BLOCK_BYTES[kind])
     scales = np.ascontiguousarray(raw[:, :, :2]).view(np.float16)[:, :, 0]
     parts = {}
     if kind == "Q8_0":
@@ -82,7 +79,8 @@ def repack_blocks(blocks: np.ndarray, kind: str, scheme: Scheme) -> dict[str, np
             parts["mins"] = np.ascontiguousarray(raw[:, :, 2:4]).view(np.float16)[:, :, 0]
         elif scheme.bits == 8:
             codes = codes + np.uint8(120)  # (code - 8) stays what it was around the zero point 128
-    _check_finite(scales)
+    for values in (scales, *parts.values()):
+        _check_finite(values)
     return {**_pack_codes(codes, scheme), "scales": np.ascontiguousarray(scales), **parts}
 
 

@@ -1,8 +1,8 @@
 """params-*.safetensors: written as a stream, read by mapping.
 
 The safetensors header comes first, so every shape is declared before any data exists and a tensor can be written in
-row blocks without ever being held whole. Tensors whose size is a multiple of 64 bytes come first and the data section starts on
-such a boundary, so that a mapped file can be handed to the runtime without a copy.
+row blocks without ever being held whole. Tensors whose size is a multiple of 64 bytes come first and the data section
+starts on such a boundary, so that a mapped file can be handed to the runtime without a copy.
 Format: https://github.com/huggingface/safetensors#format
 """
 
@@ -116,5 +116,5 @@ def _map_file(path: Path) -> dict[str, np.ndarray]:
             data = raw[8 + length + begin : 8 + length + end]
             result[name] = data.view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
         return result
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise MlcrtError(f"{path} is truncated or damaged; {remedy}") from None

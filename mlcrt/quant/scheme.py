@@ -7,8 +7,8 @@ A weight [N, K] (out x in features) is cut into groups of 32 along K. Element k 
 
 Codes are packed little-end first into uint32 words along K: word i of a row holds elements i*per_word … in ascending
 bit order. K is padded to whole groups with codes that decode to zero (or are multiplied by zero activations). A 3-bit
-code is split into a 2-bit low plane (`codes`, 16 elements a word) and a 1-bit high plane (`high`, 32 a word), so no code
-straddles a word. Scales and minima are float16, which makes GGUF's Q4_0, Q4_1 and Q8_0 representable bit for bit.
+code is split into a 2-bit low plane (`codes`, 16 elements a word) and a 1-bit high plane (`high`, 32 a word), so no
+code straddles a word. Scales and minima are float16, which makes GGUF's Q4_0, Q4_1 and Q8_0 representable bit for bit.
 
 Names follow MLC-LLM's convention qWfA_L: W weight bits, A activation/KV/scale precision, L layout (0: KN, 1: NK).
 """
@@ -40,6 +40,14 @@ class Scheme:
     @property
     def float_storage(self) -> str:
         return "float32" if self.bits == 32 else "float16"
+
+    def row_major(self) -> Scheme:
+        """The scheme with the same codes in NK order: what kernels see after KN parts were turned at load."""
+        if self.layout == "NK":
+            return self
+        wanted = (self.bits, self.zero, self.dtype, "NK")
+        same = (s for s in SCHEMES.values() if (s.bits, s.zero, s.dtype, s.layout) == wanted)
+        return next(same)
 
     @property
     def asymmetric(self) -> bool:
