@@ -8,17 +8,19 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
-from mlcrt.dist import LIBRARY_ABI, Dist, check_target, is_dist, open_dist, sha256
+from mlcrt.dist import LIBRARY_ABI, Dist, check_target, is_dist, open_dist, put_in_place, sha256
 from mlcrt.errors import MlcrtError
 from mlcrt.quant.model import converted, float_kind, silent
 from mlcrt.quant.scheme import SCHEMES
-from mlcrt.targets import all_targets, parse_target
+from mlcrt.targets import all_targets, parse_target, parse_targets
 from mlcrt.version import __version__
 
+from .interrupt import keep_interrupts
+
 CHUNK = 128  # most tokens of one prefill call: enough to amortise dequantisation, small enough for the cache
+OBJECT_SPACE = 32 << 20  # bytes that a library and its objects surely fit; they take about 1 MB
 Report = Callable[[str], None]
 
 
@@ -34,19 +36,23 @@ def compile_model(
     dist_root: Path = Path("dist"),
 ) -> Path:
     """Convert `model` unless that is done, and compile it for every target of the comma-separated list; the folder."""
-    chosen = [parse_target(t.strip()) for t in targets.split(",") if t.strip()]
+    chosen = parse_targets(targets)
     folder = _dist_folder(model, quantization, out, dist_root, report)
     for name, arch in chosen:
-        _compile_target(open_dist(folder), name, arch, dump_ir, context, report)
+        compile_target(open_dist(folder), name, arch, dump_ir, context, report)
         if check:
             from .check import check_target_numerics
 
-            check_target_numerics(open_dist(folder), name, model, report)
+            check_target_numerics(open_dist(folder), name, report)
     return folder
 
 
 def ensure_compiled(
-    model, quantization: str | None = None, target: str = "auto", dist_root: Path = Path("dist"), report: Report = silent
+    model,
+    quantization: str | None = None,
+    target: str = "auto",
+    dist_root: Path = Path("dist"),
+    report: Report = silent,
 ) -> Path:
     """The dist folder of `model` with a usable library for `target`, made first where it is missing."""
     name, arch = parse_target(target)
@@ -60,7 +66,7 @@ def ensure_compiled(
             if is_dist(Path(model)):
                 raise
             report(f"{error}; doing so")
-    _compile_target(dist, name, arch, None, None, report)
+    compile_target(dist, name, arch, report=report)
     return folder
 
 
@@ -74,11 +80,23 @@ def _dist_folder(model, quantization: str | None, out: Path | None, dist_root: P
     return converted(model, quantization, out, dist_root, report)
 
 
-def _compile_target(
-    dist: Dist, name: str, arch: str, dump_ir: Path | None, context: int | None, report: Report
+@keep_interrupts()
+def compile_target(
+    dist: Dist,
+    name: str,
+    arch: str = "",
+    dump_ir: Path | None = None,
+    context: int | None = None,
+    report: Report = silent,
 ) -> None:
+    """Compile an opened folder for one target; its library and its entry in the manifest replace those there."""
     import tvm
 
+    if tvm.base._RUNTIME_ONLY:
+        raise MlcrtError(
+            "this installation has TVM's runtime only (or TVM_USE_RUNTIME_LIB is set), and compiling needs its"
+            " compiler; install apache-tvm whole, or compile elsewhere and copy the folder"
+        )
     from .pipeline import compile_decoder
 
     started = time.perf_counter()
@@ -88,7 +106,7 @@ def _compile_target(
     schemes = dist.manifest["schemes"]
 
     def scheme_of(parameter: str):
-        return replace(SCHEMES[schemes[parameter]], layout="NK")  # KN weights are turned when they are loaded
+        return SCHEMES[schemes[parameter]].row_major()
 
     executable, parameters, workspace = compile_decoder(
         dist.config,
@@ -99,10 +117,11 @@ def _compile_target(
         dump_ir,
         lambda phase: report(f"compiling for {name} ({attributes.name}): {phase}"),
     )
-    with _target_folder(dist.path, name) as building:
-        file = building / f"lib.{target.link.output_format}"
+    with _target_folder(dist, name) as building:
+        _require_space(building, OBJECT_SPACE)
+        file = building / "lib.so"
         with tempfile.TemporaryDirectory(dir=building) as objects:
-            executable.export_library(str(file), fcompile=target.link, workspace_dir=objects)
+            executable.export_library(str(file), workspace_dir=objects, **target.export_options(attributes))
         entry = {
             "library": f"{name}/{file.name}",
             "sha256": sha256(file),
@@ -118,8 +137,7 @@ def _compile_target(
             "kv_block": library.kv_block,
             "workspace_bytes": workspace,
         }
-    dist.manifest["targets"][name] = entry
-    dist.save()
+        dist.manifest["targets"][name] = entry
     from mlcrt.runtime.memory import plan_memory
 
     report(f"compiled {dist.path / entry['library']} in {time.perf_counter() - started:.1f} s")
@@ -127,21 +145,25 @@ def _compile_target(
 
 
 @contextlib.contextmanager
-def _target_folder(dist: Path, name: str) -> Iterator[Path]:
-    """Fill a folder beside and let it replace dist/name when the block succeeds."""
+def _target_folder(dist: Dist, name: str) -> Iterator[Path]:
+    """Fill a folder beside; it replaces dist/name, and the manifest is saved, when the block succeeds."""
+    place = dist.path / name
     try:
-        beside = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=dist))
+        beside = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=dist.path))
     except OSError as error:
-        raise MlcrtError(f"{dist} cannot be written: {error.strerror}") from None
+        raise MlcrtError(f"{dist.path} cannot be written: {error.strerror or error}") from None
     try:
         os.chmod(beside, 0o755)
         yield beside
-        old = beside.with_name(f"{beside.name}.old")
-        if (dist / name).exists():
-            os.replace(dist / name, old)
-        os.replace(beside, dist / name)
-        shutil.rmtree(old, ignore_errors=True)
+        put_in_place(beside, place, dist.save)
     except OSError as error:
-        raise MlcrtError(f"{dist / name} cannot be written: {error.strerror}; nothing was changed") from None
+        raise MlcrtError(f"{place} cannot be written: {error.strerror or error}; nothing was changed") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _require_space(folder: Path, size: int) -> None:
+    """OSError unless `size` bytes fit in `folder`: LLVM ends the whole process when it cannot write an object."""
+    if hasattr(os, "posix_fallocate"):
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, size)

@@ -11,6 +11,7 @@ from pathlib import Path
 import tvm
 from tvm import relax
 
+from mlcrt.errors import MlcrtError
 from mlcrt.models import DecoderConfig
 from mlcrt.models.decoder import build_module
 
@@ -37,6 +38,7 @@ def phases(library, tokens_limit: int) -> list[Phase]:
         ("lower-operators", lambda mod: lower_operators(mod, library)),
         ("legalize", t.LegalizeOps()),
         ("fuse-remaining", tvm.transform.Sequential([t.AnnotateTIROpPattern(), t.FuseOps(), t.FuseTIR()])),
+        ("schedule-remaining", library.schedule),
         ("bound-shapes", lambda mod: _bound_tokens(mod, tokens_limit)),
         ("lower-calls", tvm.transform.Sequential([t.ToNonDataflow(), t.RemovePurityChecking(), t.CallTIRRewrite()])),
         ("plan-memory", t.StaticPlanBlockMemory()),
@@ -109,6 +111,11 @@ def _planned_bytes(mod: tvm.IRModule) -> int:
 
 
 def _dump(folder: Path | None, index: int, name: str, mod: tvm.IRModule) -> None:
-    if folder is not None:
+    if folder is None:
+        return
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{index:02d}-{name}.py").write_text(mod.script(show_meta=False))
+        (folder / f"{index:02d}-{name}.py").write_text(mod.script(show_meta=False), encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror or error
+        raise MlcrtError(f"--dump-ir cannot write to {folder}: {reason}; name another folder") from None

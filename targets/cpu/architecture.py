@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from mlcrt.targets import host_machine
-
 from mlcrt.errors import UsageError
+from mlcrt.targets import host_machine
 
 # Flags as Linux prints them in /proc/cpuinfo → the name LLVM gives the feature.
 _LEVELS = {

@@ -7,6 +7,7 @@ import platform
 from pathlib import Path
 
 import numpy as np
+
 from mlcrt.targets import ProbeResult, host_machine
 
 from .architecture import attributes, host_flags
@@ -71,6 +72,18 @@ class CpuRuntime:
     def fetch(self, tensor) -> np.ndarray:
         """A copy on the host."""
         return tensor.numpy()
+
+    def step(self, function, state, params):
+        """The decode step as a call without arguments."""
+        return lambda: function(state, params)
+
+    def run_steps(self, step, count: int, token, view: np.ndarray) -> list[int]:
+        """Run `count` steps; the token each one chose."""
+        tokens = []
+        for _ in range(count):
+            step()
+            tokens.append(int(view[0]))
+        return tokens
 
     def write(self, tensor, view: np.ndarray, value: int) -> None:
         view[0] = value

@@ -29,7 +29,18 @@ def link(output: str, objects: Sequence[str], options: Sequence[str] | None = No
         _lld(*arguments, *(options or []))
 
 
-link.output_format = "so"
+def binary_object(data: bytes, symbol: str, folder: Path) -> str:
+    """An object file in `folder` whose one global symbol stands at the first byte of `data`."""
+    file, script = folder / f"{symbol}.bin", folder / f"{symbol}.o"
+    file.write_bytes(data)
+    inner = "_binary_" + "".join(c if c.isalnum() else "_" for c in str(file)) + "_start"
+    _lld("-r", "-m", "elf_x86_64", "-b", "binary", str(file), "-o", str(script), f"--defsym={symbol}={inner}")
+    return str(script)
+
+
+def export_options(_attributes) -> dict:
+    """Arguments for TVM's export_library."""
+    return {"fcompile": link}
 
 
 def _empty_object(scratch: str) -> Path:
