@@ -1,9 +1,10 @@
 """Compile targets, one folder each. A target module has
 
     attributes(arch)   → the target's description of an architecture (UsageError for an unknown one)
+    compiler_missing() → None, or the sentence saying what compiling for it needs
     probe()            → ProbeResult: the devices of this machine, or a sentence why there are none
     library(attrs, kv) → the kernel library with the tile numbers for that architecture
-    link(...)          → objects to a shared library
+    export_options(attrs) → how TVM's export_library links the library
     runtime(index)     → the tvm device
 
 and `all_targets()` is the only place that knows their names.
@@ -18,7 +19,7 @@ from types import ModuleType
 
 from mlcrt.errors import UsageError
 
-_NAMES = ("cpu",)  # best first
+_NAMES = ("cuda", "cpu")  # best first
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,26 @@ def parse_target(text: str) -> tuple[str, str]:
     """'cpu:x86-64-v3' → ('cpu', 'x86-64-v3'); 'auto' → the best target this machine has."""
     name, _, arch = text.partition(":")
     if name == "auto":
-        name = next(n for n, module in all_targets().items() if module.probe().available)
+        name = next(n for n, m in all_targets().items() if m.probe().available and m.compiler_missing() is None)
     if name not in _NAMES:
         raise UsageError(f"unknown target '{text}': choose auto, {', '.join(_NAMES)} or one of these with :ARCH")
     all_targets()[name].attributes(arch)
     return name, arch
+
+
+def parse_targets(text: str) -> list[tuple[str, str]]:
+    """A comma-separated list; an architecture may itself have commas: 'cuda:sm_80,sm_90,cpu' is two targets."""
+    groups: list[str] = []
+    for part in (p.strip() for p in text.split(",")):
+        if not part:
+            continue
+        if groups and ":" in groups[-1] and part.partition(":")[0] not in ("auto", *_NAMES) and ":" not in part:
+            groups[-1] += f",{part}"
+        else:
+            groups.append(part)
+    if not groups:
+        raise UsageError(f"no target in '{text}': choose auto, {', '.join(_NAMES)}")
+    return [parse_target(group) for group in groups]
 
 
 def host_machine() -> str:

@@ -1,0 +1,318 @@
+"""Rotary embedding with KV append, and causal attention split over the sequence, for GPUs.
+
+K and V are contiguous per head: [kv_heads, blocks, 16*head_dim], position p at block p // 16. One block of threads
+takes one KV head and one slice of the visible positions, for one token, and all query heads of the group share every K
+and V row it reads; a second kernel joins the slices (flash-decoding: online softmax over partial sums).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from mlcrt.errors import MlcrtError
+from mlcrt.kernels.records import Attention
+
+from .common import Machine, Register, barrier, launch, local, prim_func, shared, strided, subgroup_reduce
+from .functions import tanh
+
+BLOCK = 16  # positions in a block of the cache; only its shape knows it, memory is contiguous per head
+_MASKED = -1e30
+
+
+@dataclass(frozen=True)
+class AttentionTiles:
+    """subgroups: in a block; blocks: wanted when decoding, which sets the slices of the sequence; prefill_splits:
+    slices for many tokens; batch: positions whose loads a team keeps in flight."""
+
+    subgroups: int = 4
+    blocks: int = 384
+    batch: int = 4
+    prefill_splits: int = 1
+
+    def splits_of(self, op: Attention) -> int:
+        """Slices of the sequence for one layer."""
+        return min(64, max(8, self.blocks // op.kv_heads)) if op.tokens == 1 else self.prefill_splits
+
+
+def kv_shapes(kv_heads: int, head_dim: int, blocks) -> tuple[tuple, tuple]:
+    """Shapes of one layer's K and V cache holding `blocks` * BLOCK positions."""
+    return (kv_heads, blocks, BLOCK * head_dim), (kv_heads, blocks, BLOCK * head_dim)
+
+
+def _caches(op: Attention, k_handle, v_handle):
+    blocks = T.int32()
+    k_shape, v_shape = kv_shapes(op.kv_heads, op.head_dim, blocks)
+    return T.match_buffer(k_handle, k_shape, op.kv_dtype), T.match_buffer(v_handle, v_shape, op.kv_dtype)
+
+
+def rope_append(op: Attention, machine: Machine, name: str = "rope_append"):
+    """PrimFunc(qkv [n, (heads+2*kv_heads)*head_dim] f32, cos [n, rotary_dim/2] f32, sin, position [1] i32,
+    [q_norm [head_dim], k_norm], k cache (in place), v cache (in place), q [n, heads*head_dim] f32).
+
+    One subgroup per token and head; dimension i rotates with i + rotary_dim/2.
+    """
+
+    def body() -> None:
+        n = T.int32() if op.tokens is None else op.tokens
+        handles = [T.arg(a, T.handle()) for a in ("qkv", "cos", "sin")]
+        position = T.arg("position", T.Buffer((1,), "int32"))
+        norms = None
+        if op.norm_eps is not None:
+            norms = [T.arg(a, T.Buffer((op.head_dim,), "float32")) for a in ("q_norm", "k_norm")]
+        k_handle, v_handle, q_handle = (T.arg(a, T.handle()) for a in ("k_cache", "v_cache", "q"))
+        qkv = T.match_buffer(handles[0], (n, (op.heads + 2 * op.kv_heads) * op.head_dim), "float32")
+        cos, sin = (T.match_buffer(h, (n, op.rotary_dim // 2), "float32") for h in handles[1:])
+        k_cache, v_cache = _caches(op, k_handle, v_handle)
+        q = T.match_buffer(q_handle, (n, op.heads * op.head_dim), "float32")
+        lanes, half = machine.subgroup, op.rotary_dim // 2
+        with launch(bx=op.heads + 2 * op.kv_heads, by=n, tx=lanes) as (head, t, lane):
+            at = T.bind(T.BufferLoad(position, [0]) + t)
+            block, inside = T.bind(tirx.floordiv(at, BLOCK)), T.bind(tirx.floormod(at, BLOCK) * op.head_dim)
+            start = T.bind(head * op.head_dim)
+            is_q, is_v = head < op.heads, head >= op.heads + op.kv_heads
+            inverse = Register(T.float32(1))
+            if norms is not None:
+                total = Register(T.float32(0))
+                with strided(op.head_dim, lane, lanes) as d:
+                    value = T.bind(T.BufferLoad(qkv, [t, start + d]))
+                    total.add(value * value)
+                whole = subgroup_reduce(machine, total.get(), lambda a, b: a + b)
+                mean = whole * T.float32(1.0 / op.head_dim)
+                inverse.set(tirx.rsqrt(mean + T.float32(op.norm_eps)))
+
+            def element(d):
+                value = T.BufferLoad(qkv, [t, start + d])
+                if norms is None:
+                    return value
+                weight = tirx.Select(is_q, T.BufferLoad(norms[0], [d]), T.BufferLoad(norms[1], [d]))
+                return value * inverse.get() * weight
+
+            def put(d, value) -> None:
+                with T.If(is_q):
+                    with T.Then():
+                        T.buffer_store(q, value, [t, start + d])
+                    with T.Else():
+                        index = [head - op.heads, block, inside + d]
+                        T.buffer_store(k_cache, tirx.Cast(op.kv_dtype, value), index)
+
+            with T.If(is_v):
+                with T.Then(), strided(op.head_dim, lane, lanes) as d:
+                    value = tirx.Cast(op.kv_dtype, T.BufferLoad(qkv, [t, start + d]))
+                    T.buffer_store(v_cache, value, [head - op.heads - op.kv_heads, block, inside + d])
+                with T.Else():
+                    with strided(half, lane, lanes) as d:
+                        low, high = T.bind(element(d)), T.bind(element(d + half))
+                        c, s = T.bind(T.BufferLoad(cos, [t, d])), T.bind(T.BufferLoad(sin, [t, d]))
+                        put(d, low * c - high * s)
+                        put(d + half, high * c + low * s)
+                    if op.head_dim > op.rotary_dim:
+                        with strided(op.head_dim - op.rotary_dim, lane, lanes) as d:
+                            put(op.rotary_dim + d, element(op.rotary_dim + d))
+
+    return prim_func(name, body)
+
+
+def workspace_shape(op: Attention, splits: int, n) -> tuple:
+    """Partial results: per token, head and slice head_dim sums, then the peak and the denominator."""
+    return (n, op.heads, splits, op.head_dim + 2)
+
+
+def attention(op: Attention, tiles: AttentionTiles, machine: Machine, name: str = "attention"):
+    """PrimFunc(q [n, heads*head_dim] f32, k cache, v cache, position [1] i32, out [n, heads*head_dim] f32,
+    workspace f32): token t stands at position + t and sees the cache up to itself, at most `window` back."""
+    splits = tiles.splits_of(op)
+
+    def body() -> None:
+        n = T.int32() if op.tokens is None else op.tokens
+        q_handle, k_handle, v_handle = (T.arg(a, T.handle()) for a in ("q", "k_cache", "v_cache"))
+        position = T.arg("position", T.Buffer((1,), "int32"))
+        out_handle, space_handle = T.arg("out", T.handle()), T.arg("workspace", T.handle())
+        shape = (n, op.heads * op.head_dim)
+        q, out = T.match_buffer(q_handle, shape, "float32"), T.match_buffer(out_handle, shape, "float32")
+        k_cache, v_cache = _caches(op, k_handle, v_handle)
+        space = T.match_buffer(space_handle, workspace_shape(op, splits, n), "float32")
+        slices = _Slices(op, tiles, machine, splits, n)
+        slices.emit(q, k_cache, v_cache, position, space)
+        _join(op, splits, slices.teams * slices.batch, n, position, space, out)
+
+    return prim_func(name, body)
+
+
+class _Slices:
+    """First kernel: one slice of positions for the query heads of one KV head.
+
+    A K or V row is read by a team of lanes, `each` neighbouring elements (16 bytes of float16) a lane, so that a
+    subgroup takes several positions at once.
+    """
+
+    def __init__(self, op: Attention, tiles: AttentionTiles, machine: Machine, splits: int, n):
+        self.op, self.machine, self.splits, self.n = op, machine, splits, n
+        self.threads = tiles.subgroups * machine.subgroup
+        self.each = next(v for v in (8, 4, 2, 1) if op.head_dim % v == 0)
+        self.team = 1
+        while self.team * self.each < op.head_dim:
+            self.team *= 2
+        if self.team > machine.subgroup:
+            raise MlcrtError(f"head_dim {op.head_dim} does not divide among {machine.subgroup} lanes; use --target cpu")
+        self.teams = self.threads // self.team
+        self.batch = tiles.batch
+
+    def emit(self, q, k_cache, v_cache, position, space) -> None:
+        op = self.op
+        with launch(bx=self.splits, by=op.kv_heads, bz=self.n, tx=self.threads) as (split, kv_head, t, thread):
+            self.lane = T.bind(tirx.floormod(thread, self.team))
+            self.crew = T.bind(tirx.floordiv(thread, self.team))
+            begin, visible, share = visible_positions(op, position, t, self.splits, self.teams * self.batch)
+            first = T.bind(begin + split * share)
+            count = T.bind(tirx.min(share, visible - split * share))
+            with T.If(count > 0), T.Then():
+                self.slice(q, k_cache, v_cache, space, (t, kv_head, split), first, count)
+
+    def slice(self, q, k_cache, v_cache, space, where, first, count) -> None:
+        """Positions first … first + count - 1, at least one."""
+        op, each = self.op, self.each
+        t, kv_head, split = where
+        query = Register(T.float32(0), count=op.group * each)
+        with self.reaching() as d:
+            for g in range(op.group):
+                column = (kv_head * op.group + g) * op.head_dim + d
+                for e in range(each):
+                    query.set(T.BufferLoad(q, [t, column + e]) * T.float32(op.scale), g * each + e)
+        peak = Register(T.float32(_MASKED), count=op.group)
+        weight = Register(T.float32(0), count=op.group)
+        sums = Register(T.float32(0), count=op.group * each)
+        stride = self.teams * self.batch
+        with T.serial(tirx.floordiv(count + stride - 1, stride)) as step:
+            at = [T.bind(step * stride + b * self.teams + self.crew) for b in range(self.batch)]
+            rows = [T.bind(first + tirx.min(i, count - 1)) for i in at]
+            keys = [self.read(k_cache, kv_head, p) for p in rows]
+            values = [self.read(v_cache, kv_head, p) for p in rows]
+            self.visit(keys, values, [i < count for i in at], query, peak, weight, sums)
+        self.merge(space, t, kv_head, split, peak, weight, sums)
+
+    @contextlib.contextmanager
+    def reaching(self):
+        """This lane's first element of a row, for lanes that reach into it."""
+        d = T.bind(self.lane * self.each)
+        if self.team * self.each == self.op.head_dim:
+            yield d
+        else:
+            with T.If(d < self.op.head_dim), T.Then():
+                yield d
+
+    def read(self, cache, kv_head, p):
+        """`each` elements of position p's row, zero in lanes beyond head_dim."""
+        held = local((self.each,), self.op.kv_dtype)
+        whole = tirx.Ramp(0, 1, self.each) if self.each > 1 else 0
+        if self.team * self.each != self.op.head_dim:
+            for e in range(self.each):
+                T.buffer_store(held, tirx.Cast(self.op.kv_dtype, T.float32(0)), [e])
+        with self.reaching() as d:
+            block, inside = tirx.floordiv(p, BLOCK), tirx.floormod(p, BLOCK) * self.op.head_dim + d
+            index = tirx.Ramp(inside, 1, self.each) if self.each > 1 else inside
+            T.buffer_store(held, T.BufferLoad(cache, [kv_head, block, index]), [whole])
+        return [tirx.Cast("float32", T.BufferLoad(held, [e])) for e in range(self.each)]
+
+    def visit(self, keys, values, valid, query, peak, weight, sums) -> None:
+        """Some positions at once: their scores do not wait for one another, and the sums are rescaled once."""
+        op = self.op
+        keys, values = ([[T.bind(e) for e in row] for row in rows] for rows in (keys, values))
+        for g in range(op.group):
+            scores = []
+            for row, inside in zip(keys, valid, strict=True):
+                dot = Register(T.float32(0))
+                for e, key in enumerate(row):
+                    dot.add(key * query.get(g * self.each + e))
+                score = T.bind(subgroup_reduce(self.machine, dot.get(), lambda a, b: a + b, self.team))
+                if op.softcap is not None:
+                    score = T.bind(T.float32(op.softcap) * tanh(score * T.float32(1.0 / op.softcap)))
+                scores.append(T.bind(tirx.Select(inside, score, T.float32(_MASKED))))
+            new = T.bind(reduce(tirx.max, scores, peak.get(g)))
+            shrink = T.bind(tirx.exp(peak.get(g) - new))
+            shares = [
+                T.bind(tirx.Select(inside, tirx.exp(score - new), T.float32(0)))
+                for score, inside in zip(scores, valid, strict=True)
+            ]
+            peak.set(new, g)
+            weight.set(reduce(add, shares, weight.get(g) * shrink), g)
+            for e in range(self.each):
+                i = g * self.each + e
+                products = [share * row[e] for share, row in zip(shares, values, strict=True)]
+                sums.set(reduce(add, products, sums.get(i) * shrink), i)
+
+    def merge(self, space, t, kv_head, split, peak, weight, sums) -> None:
+        """Join the block's teams in shared memory and write one partial result per query head."""
+        op, teams = self.op, self.teams
+        peaks, weights, factors = (shared((op.group * teams,)) for _ in range(3))
+        rows = shared((op.group * teams, op.head_dim))
+        thread = self.crew * self.team + self.lane
+        with T.If(self.lane == 0), T.Then():
+            for g in range(op.group):
+                T.buffer_store(peaks, peak.get(g), [g * teams + self.crew])
+                T.buffer_store(weights, weight.get(g), [g * teams + self.crew])
+        with self.reaching() as d:
+            for g in range(op.group):
+                for e in range(self.each):
+                    T.buffer_store(rows, sums.get(g * self.each + e), [g * teams + self.crew, d + e])
+        barrier()
+        with strided(op.group * teams, thread, self.threads) as i:
+            g = T.bind(tirx.floordiv(i, teams))
+            top = Register(T.BufferLoad(peaks, [g * teams]))
+            for other in range(1, teams):
+                top.set(tirx.max(top.get(), T.BufferLoad(peaks, [g * teams + other])))
+            T.buffer_store(factors, tirx.exp(T.BufferLoad(peaks, [i]) - top.get()), [i])
+            with T.If(i == g * teams), T.Then():
+                T.buffer_store(space, top.get(), [t, kv_head * op.group + g, split, op.head_dim])
+        barrier()
+        with strided(op.group * op.head_dim, thread, self.threads) as i:
+            g, d = T.bind(tirx.floordiv(i, op.head_dim)), T.bind(tirx.floormod(i, op.head_dim))
+            total = Register(T.float32(0))
+            for other in range(teams):
+                total.add(T.BufferLoad(factors, [g * teams + other]) * T.BufferLoad(rows, [g * teams + other, d]))
+            T.buffer_store(space, total.get(), [t, kv_head * op.group + g, split, d])
+        with T.If(thread < op.group), T.Then():
+            total = Register(T.float32(0))
+            for other in range(teams):
+                i = thread * teams + other
+                total.add(T.BufferLoad(factors, [i]) * T.BufferLoad(weights, [i]))
+            T.buffer_store(space, total.get(), [t, kv_head * op.group + thread, split, op.head_dim + 1])
+
+
+def visible_positions(op: Attention, position, t, splits: int, least: int):
+    """(first visible position, how many, positions of a slice) of token t; a slice has at least `least`."""
+    end = T.bind(T.BufferLoad(position, [0]) + t)
+    begin = T.int32(0) if op.window is None else T.bind(tirx.max(end - (op.window - 1), 0))
+    visible = T.bind(end - begin + 1)
+    share = T.bind(tirx.max(tirx.floordiv(visible + splits - 1, splits), least))
+    return begin, visible, share
+
+
+def _join(op: Attention, splits: int, least: int, n, position, space, out) -> None:
+    """Second kernel: softmax-weighted sum of the slices that have positions."""
+    threads = 64
+    with launch(bx=op.heads, by=n, tx=threads) as (head, t, thread):
+        peaks, factors = shared((splits,)), shared((splits,))
+        _, visible, share = visible_positions(op, position, t, splits, least)
+        slices = T.bind(tirx.floordiv(visible + share - 1, share))
+        with strided(slices, thread, threads) as i:
+            T.buffer_store(peaks, T.BufferLoad(space, [t, head, i, op.head_dim]), [i])
+        barrier()
+        top = Register(T.float32(_MASKED))
+        with T.serial(slices) as i:
+            top.set(tirx.max(top.get(), T.BufferLoad(peaks, [i])))
+        with strided(slices, thread, threads) as i:
+            T.buffer_store(factors, tirx.exp(T.BufferLoad(peaks, [i]) - top.get()), [i])
+        barrier()
+        with strided(op.head_dim, thread, threads) as d:
+            total, weight = Register(T.float32(0)), Register(T.float32(0))
+            with T.serial(slices) as i:
+                factor = T.bind(T.BufferLoad(factors, [i]))
+                total.add(factor * T.BufferLoad(space, [t, head, i, d]))
+                weight.add(factor * T.BufferLoad(space, [t, head, i, op.head_dim + 1]))
+            T.buffer_store(out, total.get() / weight.get(), [t, head * op.head_dim + d])

@@ -1,0 +1,376 @@
+"""y = epilogue(prologue(x) @ W^T) with W dequantised on the fly, for GPUs.
+
+One token: a subgroup takes a few rows at once; each lane loads 16 bytes of each row, and the activations, staged in
+shared memory in the order of the packed words, serve all of them. More tokens: a block computes a tile of outputs from
+tiles of activations and dequantised weights in shared memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from mlcrt.kernels.records import Linear
+
+from .common import (
+    Machine,
+    Register,
+    barrier,
+    block_reduce,
+    launch,
+    local,
+    prim_func,
+    shared,
+    strided,
+    subgroup_reduce,
+)
+from .functions import activation
+from .weights import Rows, buffer_args
+
+
+@dataclass(frozen=True)
+class LinearTiles:
+    """gemv_rows: rows a subgroup multiplies at once, halved while the chip would not have gemv_fill subgroups;
+    gemv_depth: 16-byte loads a thread keeps in flight; gemv_subgroups: subgroups in a block; gemm_tile: outputs of a
+    block in both directions; gemm_k: columns of a tile."""
+
+    gemv_rows: int = 4
+    gemv_fill: int = 2000
+    gemv_depth: int = 8
+    gemv_subgroups: int = 8
+    gemm_tile: int = 64
+    gemm_k: int = 32
+
+
+class _Kernel:
+    """Arguments, prologue and epilogue shared by the one-token and the many-token form."""
+
+    def __init__(self, op: Linear, machine: Machine):
+        self.op, self.machine = op, machine
+        symbolic = op.tokens is None
+        n = self.n = T.int32() if symbolic else op.tokens
+        x = T.arg("x", T.handle())
+        self.weights = Rows(op.scheme, op.rows, op.columns, buffer_args(op.scheme, op.rows, op.columns))
+        self.norm = T.arg("norm", T.Buffer((op.columns,), "float32")) if op.norm_eps is not None else None
+        self.bias = T.arg("bias", T.Buffer((op.rows,), "float32")) if op.bias else None
+        residual = T.arg("residual", T.handle()) if op.residual else None
+        y = T.arg("y", T.handle())
+        self.x = T.match_buffer(x, (n, op.columns), "float32")
+        self.residual = T.match_buffer(residual, (n, op.units), "float32") if op.residual else None
+        self.y = T.match_buffer(y, (n, op.units), "float32")
+        self.parts = 2 if op.gate else 1
+
+    def inverse_rms(self, sum_of_squares):
+        """1 / sqrt(mean(x²) + eps)."""
+        mean = sum_of_squares * T.float32(1.0 / self.op.columns)
+        return T.bind(tirx.rsqrt(mean + T.float32(self.op.norm_eps)))
+
+    def activation_at(self, row, column):
+        """x times the norm's weight; 1/rms is a factor of the whole row and multiplies the dot products."""
+        value = T.BufferLoad(self.x, [row, column])
+        return value if self.norm is None else value * T.BufferLoad(self.norm, [column])
+
+    def finish(self, row, unit, sums: list) -> None:
+        """Bias, gate, residual and store of one output element; `sums` has one dot product per part."""
+        if self.bias is not None:
+            sums = [s + T.BufferLoad(self.bias, [unit + p * self.op.units]) for p, s in enumerate(sums)]
+        value = sums[0]
+        if self.op.gate:
+            value = activation(self.op.gate, sums[0]) * sums[1]
+        if self.residual is not None:
+            value = value + T.BufferLoad(self.residual, [row, unit])
+        T.buffer_store(self.y, value, [row, unit])
+
+
+def _gemv(k: _Kernel, tiles: LinearTiles) -> None:
+    op, lanes = k.op, k.machine.subgroup
+    threads = tiles.gemv_subgroups * lanes
+    at_once = tiles.gemv_rows
+    while at_once > k.parts and op.rows < at_once * tiles.gemv_fill:
+        at_once //= 2
+    units = min(max(1, at_once // k.parts), op.units)
+    half = op.scheme.bits == 4 and op.scheme.zero == 8 and op.scheme.dtype == "float16"
+    packed = half and k.machine.dot8 is not None
+    with launch(bx=-(-op.units // (tiles.gemv_subgroups * units)), tx=threads) as (block, thread):
+        lane = T.bind(tirx.floormod(thread, lanes))
+        subgroup = T.bind(tirx.floordiv(thread, lanes))
+        first = T.bind((block * tiles.gemv_subgroups + subgroup) * units)
+        rows = [T.bind(tirx.min(first + u, op.units - 1)) for u in range(units)]
+        rows = [T.bind(r + p * op.units) for r in rows for p in range(k.parts)]
+        stream = _WeightStream(k.weights, rows, lane, lanes, max(1, tiles.gemv_depth // len(rows)))
+        x = (_PackedActivations if packed else _Activations)(k, thread, threads)
+        dots = [x.factor * dot for dot in _row_dots(k, stream, x)]
+        with T.If(lane == 0), T.Then():
+            for u in range(units):
+                with T.If(first + u < op.units), T.Then():
+                    k.finish(0, first + u, dots[u * k.parts : (u + 1) * k.parts])
+
+
+class _WeightStream:
+    """Rows of a weight on their way to registers, `depth` loads per row ahead of their use.
+
+    The first loads are issued when this is made: before the activations are even staged, since weights wait for nobody.
+    """
+
+    def __init__(self, w: Rows, rows: list, lane, lanes: int, depth: int):
+        self.w, self.rows, self.lane, self.span = w, rows, lane, lanes * w.per_lane
+        self.steps = -(-w.words // self.span)
+        self.depth = min(depth, self.steps)
+        dtype = w.scheme.float_storage if w.scheme.is_float else "uint32"
+        self.slots = [[local((w.per_lane,), dtype) for _ in rows] for _ in range(self.depth)]
+        self.scales = None
+        if not w.scheme.is_float:
+            self.scales = [[local((1,), "float16") for _ in rows] for _ in range(self.depth)]
+        for d in range(self.depth):
+            self.fetch(d, T.int32(d))
+
+    def word(self, step):
+        return step * self.span + self.lane * self.w.per_lane
+
+    @contextlib.contextmanager
+    def inside(self, word):
+        """Guard for lanes that would read beyond the row."""
+        if self.w.words % self.span == 0 and self.steps % self.depth == 0:
+            yield
+        else:
+            with T.If(word < self.w.words), T.Then():
+                yield
+
+    def fetch(self, slot: int, step) -> None:
+        w, n = self.w, self.w.per_lane
+        buffer = w.buffers["" if w.scheme.is_float else "codes"]
+        with T.If(step < self.steps), T.Then():
+            word = T.bind(self.word(step))
+            with self.inside(word):
+                for r, row in enumerate(self.rows):
+                    index, whole = (word, 0) if n == 1 else (tirx.Ramp(word, 1, n), tirx.Ramp(0, 1, n))
+                    T.buffer_store(self.slots[slot][r], T.BufferLoad(buffer, [row, index]), [whole])
+                    if self.scales is not None:
+                        group = tirx.floordiv(word * w.per_word, w.scheme.group)
+                        scale = T.BufferLoad(w.buffers["scales"], [row, group])
+                        T.buffer_store(self.scales[slot][r], scale, [0])
+
+    def consume(self, use) -> None:
+        """use(word, stored words per row, scale per row) for every step, fetching ahead."""
+        with T.serial(-(-self.steps // self.depth)) as chunk:
+            for d in range(self.depth):
+                step = T.bind(chunk * self.depth + d)
+                word = T.bind(self.word(step))
+                with self.inside(word):
+                    stored, scales = [], []
+                    for r in range(len(self.rows)):
+                        held = self.slots[d][r]
+                        stored.append([T.bind(T.BufferLoad(held, [i])) for i in range(self.w.per_lane)])
+                        if self.scales is not None:
+                            scales.append(T.bind(tirx.Cast("float32", T.BufferLoad(self.scales[d][r], [0]))))
+                    self.fetch(d, step + self.depth)
+                    use(word, stored, scales)
+
+
+class _Staged:
+    """The token's activations in shared memory, in the order of the packed words.
+
+    `factor` multiplies every dot product: 1/rms, found in the same pass, and any scaling of the stored values.
+    """
+
+    def __init__(self, k: _Kernel, thread, threads: int):
+        self.k, self.w = k, k.weights
+        squares = Register(T.float32(0))
+        self.allocate()
+        with strided(self.w.words, thread, threads) as word:
+            self.stage(word, self.read(word, squares))
+        if k.norm is None:
+            barrier()
+            self.factor = T.float32(1)
+        else:
+            whole = block_reduce(k.machine, squares.get(), lambda a, b: a + b, threads, thread)
+            self.factor = k.inverse_rms(whole)
+
+    def read(self, word, squares: Register) -> list:
+        """The activations of one word, zero beyond the columns; adds their squares (before the norm's weight)."""
+        k, w = self.k, self.w
+        n = w.per_word
+        start = T.bind(word * n)
+        width = next(v for v in (4, 2, 1) if n % v == 0 and k.op.columns % v == 0)
+        values = []
+        for j in range(0, n, width):
+            chunk = local((width,))
+            index = start + j if width == 1 else tirx.Ramp(start + j, 1, width)
+            at = 0 if width == 1 else tirx.Ramp(0, 1, width)
+            inside = start + j < k.op.columns
+            for i in range(width):
+                T.buffer_store(chunk, T.float32(0), [i])
+            weight = local((width,)) if k.norm is not None else None
+            with contextlib.ExitStack() as guard:
+                if w.padded != k.op.columns:
+                    guard.enter_context(T.If(inside))
+                    guard.enter_context(T.Then())
+                T.buffer_store(chunk, T.BufferLoad(k.x, [0, index]), [at])
+                if weight is not None:
+                    T.buffer_store(weight, T.BufferLoad(k.norm, [index]), [at])
+                    for i in range(width):
+                        value = T.bind(T.BufferLoad(chunk, [i]))
+                        squares.add(value * value)
+                        T.buffer_store(chunk, value * T.BufferLoad(weight, [i]), [i])
+            values += [T.BufferLoad(chunk, [i]) for i in range(width)]
+        return values
+
+
+class _Activations(_Staged):
+    """Any scheme: [element of word, word] in the scheme's float type, and the sum of each word's activations."""
+
+    def allocate(self) -> None:
+        self.x = shared((self.w.per_word, self.w.words), self.k.op.scheme.dtype)
+        self.sums = None if self.k.op.scheme.is_float else shared((self.w.words,))
+
+    def stage(self, word, values: list) -> None:
+        total = Register(T.float32(0))
+        for j, value in enumerate(values):
+            T.buffer_store(self.x, tirx.Cast(self.k.op.scheme.dtype, value), [j, word])
+            total.add(value)
+        if self.sums is not None:
+            T.buffer_store(self.sums, total.get(), [word])
+
+    def partial_dots(self, rows: list, stored: list, scales: list, word) -> list:
+        """Per row the sum over `per_lane` words from `word` of weight * activation."""
+        w = self.w
+        partial = [Register(T.float32(0)) for _ in rows]
+        offset_sum = Register(T.float32(0))
+        for v in range(w.per_lane):
+            at = word + v
+            values = [T.bind(tirx.Cast("float32", T.BufferLoad(self.x, [j, at]))) for j in range(w.per_word)]
+            for r, row in enumerate(rows):
+                for value, code in zip(values, w.values(stored[r][v], row, at), strict=True):
+                    partial[r].add(code * value)
+            if self.sums is not None:
+                offset_sum.add(T.BufferLoad(self.sums, [at]))
+        if not scales:
+            return [p.get() for p in partial]
+        offsets = [w.offset(row, word, scale) for row, scale in zip(rows, scales, strict=True)]
+        return [s * p.get() + o * offset_sum.get() for s, o, p in zip(scales, offsets, partial, strict=True)]
+
+
+class _PackedActivations(_Staged):
+    """Symmetric 4-bit codes with packed half arithmetic: eight float16 a word in the order that `dot8` wants.
+
+    Values are stored divided by 16, so that the half-precision sum of eight products cannot overflow for activations
+    below 30,000. Lane l reads word 4*l + v of its row: words with equal v lie together, which avoids bank conflicts.
+    """
+
+    SCALE = 16.0
+    ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
+
+    def allocate(self) -> None:
+        self.x = shared((4, self.w.words // 4, 8), "float16")
+
+    def stage(self, word, values: list) -> None:
+        slot = [tirx.floormod(word, 4), tirx.floordiv(word, 4)]
+        packed = local((8,), "float16")
+        for i, j in enumerate(self.ORDER):
+            T.buffer_store(packed, tirx.Cast("float16", values[j] * T.float32(1 / self.SCALE)), [i])
+        T.buffer_store(self.x, T.BufferLoad(packed, [tirx.Ramp(0, 1, 8)]), [*slot, tirx.Ramp(0, 1, 8)])
+
+    def partial_dots(self, rows: list, stored: list, scales: list, word) -> list:
+        group = T.bind(tirx.floordiv(word, 4))
+        partial = [Register(T.float32(0)) for _ in rows]
+        for v in range(4):
+            x = T.bind(T.BufferLoad(self.x, [v, group, tirx.Ramp(0, 1, 8)]))
+            for r in range(len(rows)):
+                partial[r].add(self.k.machine.dot8(stored[r][v], x))
+        return [s * p.get() * T.float32(self.SCALE) for s, p in zip(scales, partial, strict=True)]
+
+
+def _row_dots(k: _Kernel, stream: _WeightStream, x: _Staged) -> list:
+    """Dot products of the rows with the staged activations; every lane has the results."""
+    totals = [Register(T.float32(0)) for _ in stream.rows]
+
+    def use(word, stored: list, scales: list) -> None:
+        for total, dot in zip(totals, x.partial_dots(stream.rows, stored, scales, word), strict=True):
+            total.add(dot)
+
+    stream.consume(use)
+    return [subgroup_reduce(k.machine, t.get(), lambda a, b: a + b) for t in totals]
+
+
+def _gemm(k: _Kernel, tiles: LinearTiles) -> None:
+    """A block computes gemm_tile tokens x gemm_tile units; 256 threads hold 4 x 4 outputs (per part) each."""
+    op, w = k.op, k.weights
+    tile, depth, threads, each = tiles.gemm_tile, tiles.gemm_k, 256, tiles.gemm_tile // 16
+    grid_m = tirx.floordiv(k.n + tile - 1, tile)
+    with launch(bx=-(-op.units // tile), by=grid_m, tx=threads) as (block_n, block_m, thread):
+        a = shared((depth, tile + 1))
+        b = [shared((depth, tile + 1)) for _ in range(k.parts)]
+        inverse = shared((tile,)) if k.norm is not None else None
+        token0, unit0 = T.bind(block_m * tile), T.bind(block_n * tile)
+        if inverse is not None:
+            _token_norms(k, token0, tile, thread, inverse)
+        row, column = T.bind(tirx.floordiv(thread, 16)), T.bind(tirx.floormod(thread, 16))
+        acc = [Register(T.float32(0), count=each * each) for _ in range(k.parts)]
+        with T.serial(-(-w.padded // depth)) as step:
+            k0 = T.bind(step * depth)
+            with strided(tile * depth, thread, threads) as i:
+                t, c = T.bind(tirx.floordiv(i, depth)), T.bind(tirx.floormod(i, depth))
+                safe_t = tirx.min(token0 + t, k.n - 1)
+                safe_c = tirx.min(k0 + c, op.columns - 1)
+                value = k.activation_at(safe_t, safe_c)
+                if inverse is not None:
+                    value = value * T.BufferLoad(inverse, [t])
+                T.buffer_store(a, tirx.Select(k0 + c < op.columns, value, T.float32(0)), [c, t])
+            _stage_weights(k, b, unit0, k0, tile, depth, thread, threads)
+            barrier()
+            with T.serial(depth) as c:
+                left = [T.bind(T.BufferLoad(a, [c, row * each + i])) for i in range(each)]
+                for p in range(k.parts):
+                    for j in range(each):
+                        right = T.bind(T.BufferLoad(b[p], [c, column * each + j]))
+                        for i in range(each):
+                            acc[p].add(left[i] * right, i * each + j)
+            barrier()
+        for i in range(each):
+            for j in range(each):
+                token, unit = token0 + row * each + i, unit0 + column * each + j
+                with T.If(tirx.And(token < k.n, unit < op.units)), T.Then():
+                    k.finish(token, unit, [acc[p].get(i * each + j) for p in range(k.parts)])
+
+
+def _token_norms(k: _Kernel, token0, tile: int, thread, inverse) -> None:
+    """1/rms of the tile's tokens: one thread sums one token's columns (the activations are in cache)."""
+    with T.If(thread < tile), T.Then():
+        total = Register(T.float32(0))
+        token = T.bind(tirx.min(token0 + thread, k.n - 1))
+        with T.serial(k.op.columns) as i:
+            value = T.bind(T.BufferLoad(k.x, [token, i]))
+            total.add(value * value)
+        T.buffer_store(inverse, k.inverse_rms(total.get()), [thread])
+    barrier()
+
+
+def _stage_weights(k: _Kernel, b: list, unit0, k0, tile: int, depth: int, thread, threads: int) -> None:
+    """Dequantise depth columns of `tile` rows (of each part) into shared memory, a word per thread at a time."""
+    op, w = k.op, k.weights
+    words = depth // w.per_word
+    for p in range(k.parts):
+        with strided(tile * words, thread, threads) as i:
+            u, v = T.bind(tirx.floordiv(i, words)), T.bind(tirx.floormod(i, words))
+            row = T.bind(tirx.min(unit0 + u, op.units - 1) + p * op.units)
+            word = T.bind(tirx.min(tirx.floordiv(k0, w.per_word) + v, w.words - 1))
+            part = "" if op.scheme.is_float else "codes"
+            stored = T.bind(T.BufferLoad(w.buffers[part], [row, word]))
+            affine = w.affine(row, word)
+            for j, value in enumerate(w.values(stored, row, word)):
+                if affine is not None:
+                    value = affine[0] * value + affine[1]
+                T.buffer_store(b[p], value, [v * w.per_word + j, u])
+
+
+def linear(op: Linear, tiles: LinearTiles, machine: Machine, name: str = "linear"):
+    """PrimFunc(x [n, K] f32, weight parts, [norm [K]], [bias [rows]], [residual [n, units]], y [n, units] f32)."""
+
+    def body() -> None:
+        kernel = _Kernel(op, machine)
+        (_gemv if op.tokens == 1 else _gemm)(kernel, tiles)
+
+    return prim_func(name, body)

@@ -1,0 +1,72 @@
+"""Reading a weight row word by word on a GPU thread, whatever its scheme.
+
+Codes become floats without the slow integer conversion: or-ing a code below 2**23 into the mantissa of 2**23 gives the
+float 2**23 + code, and subtracting 2**23 is exact.
+"""
+
+from __future__ import annotations
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from mlcrt.quant.scheme import Scheme
+
+_MAGIC_BITS, _MAGIC = 0x4B000000, 8388608.0
+
+
+class Rows:
+    """The stored parts of a [rows, columns] weight; `per_lane` words are what one thread loads at once."""
+
+    def __init__(self, scheme: Scheme, rows: int, columns: int, buffers: dict):
+        self.scheme, self.rows, self.columns, self.buffers = scheme, rows, columns, buffers
+        self.per_word = 1 if scheme.is_float else scheme.per_word
+        groups = -(-columns // scheme.group)
+        self.words = columns if scheme.is_float else groups * scheme.group // scheme.per_word
+        self.padded = self.words * self.per_word
+        # 16 bytes where the row allows, and never across groups: a load has one scale
+        widest = 4 if scheme.is_float else min(4, scheme.group // scheme.per_word)
+        self.per_lane = next(v for v in (4, 2, 1) if v <= widest and self.words % v == 0)
+
+    def values(self, stored, row, word) -> list:
+        """The per_word float32 codes (or the plain weight) of one stored word at index `word`."""
+        s = self.scheme
+        if s.is_float:
+            return [tirx.Cast("float32", stored)]
+        high = None
+        if s.bits == 3:
+            plane = T.BufferLoad(self.buffers["high"], [row, tirx.floordiv(word, 2)])
+            high = T.bind(tirx.shift_right(plane, tirx.Cast("uint32", tirx.floormod(word, 2) * 16)))
+        mask = T.uint32((1 << s.plane_bits) - 1)
+        result = []
+        for j in range(s.per_word):
+            code = tirx.bitwise_and(tirx.shift_right(stored, T.uint32(j * s.plane_bits)), mask)
+            if high is not None:
+                bit = tirx.bitwise_and(tirx.shift_right(high, T.uint32(j)), T.uint32(1))
+                code = tirx.bitwise_or(code, tirx.shift_left(bit, T.uint32(2)))
+            biased = tirx.reinterpret("float32", tirx.bitwise_or(code, T.uint32(_MAGIC_BITS)))
+            result.append(biased - T.float32(_MAGIC))
+        return result
+
+    def affine(self, row, word):
+        """(scale, offset) of the group that holds `word`: weight = scale * code + offset. None for plain floats."""
+        s = self.scheme
+        if s.is_float:
+            return None
+        group = tirx.floordiv(word * s.per_word, s.group)
+        scale = T.bind(tirx.Cast("float32", T.BufferLoad(self.buffers["scales"], [row, group])))
+        return scale, self.offset(row, word, scale)
+
+    def offset(self, row, word, scale):
+        """What a code of zero stands for, given its group's scale."""
+        if not self.scheme.asymmetric:
+            return scale * T.float32(-float(self.scheme.zero))
+        group = tirx.floordiv(word * self.per_word, self.scheme.group)
+        return tirx.Cast("float32", T.BufferLoad(self.buffers["mins"], [row, group]))
+
+
+def buffer_args(scheme: Scheme, rows: int, columns: int, name: str = "w") -> dict:
+    """Declare the kernel arguments of a weight (inside a prim_func frame), keyed by part."""
+    return {
+        part: T.arg(f"{name}_{part or 'values'}", T.Buffer(shape, dtype))
+        for part, (shape, dtype) in scheme.tensors(rows, columns).items()
+    }

@@ -1,0 +1,116 @@
+"""NVIDIA GPUs of this machine, and the engine's view of one."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+import numpy as np
+
+from mlcrt.targets import ProbeResult
+
+from .graph import Graph, check
+
+
+def probe() -> ProbeResult:
+    """The driver's devices, asked through libcuda alone."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return ProbeResult(False, reason="no NVIDIA driver (libcuda.so.1) on this machine")
+    count = ctypes.c_int()
+    if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+        return ProbeResult(False, reason="the NVIDIA driver is there but finds no usable GPU")
+    return ProbeResult(True, [_describe(cuda, i) for i in range(count.value)])
+
+
+def _describe(cuda, index: int) -> dict:
+    handle, name, total = ctypes.c_int(), ctypes.create_string_buffer(128), ctypes.c_size_t()
+    cuda.cuDeviceGet(ctypes.byref(handle), index)
+    cuda.cuDeviceGetName(name, 128, handle)
+    cuda.cuDeviceTotalMem_v2(ctypes.byref(total), handle)
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, handle)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+    cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, handle)
+    return {
+        "id": f"cuda:{index}",
+        "name": name.value.decode(),
+        "memory_bytes": total.value,
+        "arch": f"sm_{major.value}{minor.value}",
+    }
+
+
+class CudaRuntime:
+    """Tensors in device memory; reading copies to the host."""
+
+    def __init__(self, index: int = 0):
+        import tvm
+        import tvm_ffi
+        from tvm.runtime import vm
+
+        self._tvm, self._ffi, self._vm = tvm, tvm_ffi, vm
+        self.device = tvm.cuda(index)
+        self.cudart = ctypes.CDLL("libcudart.so.13")
+        self.cudart.cudaGetErrorString.restype = ctypes.c_char_p
+
+    def available_bytes(self) -> int | None:
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        return None if self.cudart.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)) else free.value
+
+    def load(self, library: Path) -> dict:
+        machine = self._vm.VirtualMachine(self._tvm.runtime.load_module(str(library)), self.device)
+        return {name: machine[name] for name in ("prefill", "decode", "score")}
+
+    def place(self, array: np.ndarray):
+        return self._tvm.runtime.tensor(np.ascontiguousarray(array), self.device)
+
+    def bundle(self, tensors: list):
+        return self._ffi.convert(tensors)
+
+    def step(self, function, state, params):
+        """The decode step as a call without arguments: one graph launch unless MLCRT_GRAPH=0."""
+        if os.environ.get("MLCRT_GRAPH") == "0":
+            return lambda: function(state, params)
+        return Graph(self, lambda: function(state, params))
+
+    def run_steps(self, step, count: int, token, view) -> list[int]:
+        """Run `count` steps; the token each one chose, kept on the device until the end."""
+        history = self._tvm.runtime.empty((count,), "int32", self.device)
+        for i in range(count):
+            step()
+            self.copy_int(history, i, token)
+        return [int(t) for t in history.numpy()]
+
+    def copy_int(self, destination, index: int, source) -> None:
+        """destination[index] = source[0] on the device, in stream order."""
+        address = _address(destination) + 4 * index
+        stream = ctypes.c_void_p(self._ffi.get_raw_stream(self.device))
+        arguments = (ctypes.c_void_p(address), ctypes.c_void_p(_address(source)), ctypes.c_size_t(4))
+        check(self.cudart, self.cudart.cudaMemcpyAsync(*arguments, ctypes.c_int(3), stream))
+
+    def view(self, tensor) -> np.ndarray | None:
+        return None
+
+    def read(self, tensor, view=None) -> np.ndarray:
+        return tensor.numpy()
+
+    def fetch(self, tensor) -> np.ndarray:
+        return tensor.numpy()
+
+    def write(self, tensor, view, value: int) -> None:
+        tensor.copyfrom(np.array([value], np.int32))
+
+    def write_blocks(self, tensor, values: np.ndarray) -> None:
+        whole = tensor.numpy()
+        whole[:, : values.shape[1]] = values
+        tensor.copyfrom(whole)
+
+
+def _address(tensor) -> int:
+    """Device address of a tensor's first element, read from its DLTensor."""
+    return tensor.data_ptr()
+
+
+def runtime(index: int = 0) -> CudaRuntime:
+    return CudaRuntime(index)

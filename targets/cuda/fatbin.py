@@ -1,0 +1,131 @@
+"""Machine code instead of CUDA source inside the exported library.
+
+TVM built without a driver stores its CUDA module as source, which the runtime would compile at every load. Here the
+serialised import tree is taken as TVM writes it, the source of every "cuda" entry is compiled for the wanted
+architectures, and the entry is replaced by the binary in the same format, which the runtime hands to the driver.
+
+Serialised tree (little-endian; str = u64 length + bytes): u64 size of the rest; import tree as two u64 vectors (row
+pointers, children); per module str kind and, but for "_lib", str payload. A CUDA payload is
+str format; u64 n × (str key; str name; u64 k × 4 bytes of argument types; u64 t × str launch tag; u64 e × i32);
+str code.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import subprocess
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from mlcrt.errors import MlcrtError
+from mlcrt.targets.cpu.link import binary_object, link
+
+from .architecture import CudaArch
+
+
+def export_options(arch: CudaArch) -> dict:
+    """Arguments for TVM's export_library."""
+    return {
+        "fcompile": link,
+        "fpack_imports": partial(_pack_imports, arch),
+    }
+
+
+def _pack_imports(arch: CudaArch, module, _is_system_lib, prefix: str, workspace: str) -> str:
+    import tvm_ffi
+
+    tree = tvm_ffi.get_global_func("runtime.ModulePackImportsToTensor")(module).numpy().tobytes()
+    packed = replace_cuda_source(tree, lambda source: compile_source(source, arch.sms))
+    return binary_object(packed, f"{prefix}__tvm_ffi__library_bin", Path(workspace))
+
+
+class _Reader:
+    def __init__(self, data: bytes):
+        self.data, self.at = data, 0
+
+    def u64(self) -> int:
+        self.at += 8
+        return struct.unpack_from("<Q", self.data, self.at - 8)[0]
+
+    def text(self) -> bytes:
+        size = self.u64()
+        self.at += size
+        return self.data[self.at - size : self.at]
+
+    def skip(self, count: int) -> None:
+        self.at += count
+
+
+def _text(value: bytes) -> bytes:
+    return struct.pack("<Q", len(value)) + value
+
+
+def replace_cuda_source(tree: bytes, compiler: Callable[[bytes], bytes]) -> bytes:
+    """The serialised import tree with every CUDA module's source compiled by `compiler` to a fat binary."""
+    reader = _Reader(tree)
+    reader.u64()
+    rows = reader.u64()
+    reader.skip(8 * rows)
+    children = reader.u64()
+    reader.skip(8 * children)
+    result = [tree[8 : reader.at]]
+    for _ in range(rows - 1):
+        kind = reader.text()
+        result.append(_text(kind))
+        if kind in (b"_lib", b"_import_tree"):
+            continue
+        payload = reader.text()
+        result.append(_text(_compile_payload(payload, compiler) if kind == b"cuda" else payload))
+    body = b"".join(result)
+    return struct.pack("<Q", len(body)) + body
+
+
+def _compile_payload(payload: bytes, compiler: Callable[[bytes], bytes]) -> bytes:
+    reader = _Reader(payload)
+    if reader.text() != b"cuda":
+        return payload  # machine code already
+    start = reader.at
+    for _ in range(reader.u64()):
+        reader.text()
+        reader.text()
+        reader.skip(4 * reader.u64())
+        for _ in range(reader.u64()):
+            reader.text()
+        reader.skip(4 * reader.u64())
+    functions = payload[start : reader.at]
+    return _text(b"fatbin") + functions + _text(compiler(reader.text()))
+
+
+def compile_source(source: bytes, sms: tuple[str, ...]) -> bytes:
+    """CUDA source → fat binary with machine code for every architecture, and PTX of the newest for later ones."""
+    nvcc = _nvcc()
+    if nvcc is None:
+        raise MlcrtError(compiler_missing())
+    numbers = sorted(int(s.removeprefix("sm_")) for s in sms)
+    flags = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in numbers]
+    flags.append(f"-gencode=arch=compute_{numbers[-1]},code=compute_{numbers[-1]}")
+    with tempfile.TemporaryDirectory() as scratch:
+        file, output = Path(scratch, "kernels.cu"), Path(scratch, "kernels.fatbin")
+        file.write_bytes(source)
+        command = [nvcc, "-fatbin", "-O3", "-o", str(output), str(file), *flags]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            lines = [line for line in result.stderr.splitlines() if "error" in line] or ["no message"]
+            raise MlcrtError(f"nvcc failed: {lines[0]}")
+        return output.read_bytes()
+
+
+def compiler_missing() -> str | None:
+    """Why CUDA sources cannot be compiled here, if they cannot."""
+    return None if _nvcc() else "compiling for CUDA needs nvcc, and there is none on PATH; install the CUDA toolkit"
+
+
+def _nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    candidates = [Path(home, "bin", "nvcc")] if home else []
+    candidates += [Path(shutil.which("nvcc") or "/nonexistent"), Path("/usr/local/cuda/bin/nvcc")]
+    return next((str(c) for c in candidates if c.is_file()), None)

@@ -1,0 +1,120 @@
+"""Compiling for CUDA without a GPU: the library holds machine code and nothing that a load would compile."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+import pytest
+import tiny
+
+from mlcrt.compile import compile_model
+from mlcrt.dist import open_dist
+from mlcrt.errors import MlcrtError, UsageError
+from mlcrt.runtime.engine import Engine
+from mlcrt.targets import cuda, parse_targets
+from mlcrt.targets.cuda import fatbin
+
+PTX, ELF = 1, 2
+FATBIN_MAGIC = struct.pack("<I", 0xBA55ED50)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory) -> tuple[Path, Path]:
+    if cuda.compiler_missing() and os.environ.get("CI") != "true":
+        pytest.skip(cuda.compiler_missing())
+    root = tmp_path_factory.mktemp("cuda")
+    model = tiny.make_tiny("qwen3_norms", root / "model")
+    dist = compile_model(model, "q4f16_1", "cuda:sm_80,sm_90", dist_root=root)
+    return dist, dist / "cuda" / "lib.so"
+
+
+def test_library_holds_machine_code_and_no_source(library):
+    code = library[1].read_bytes()
+    assert FATBIN_MAGIC in code
+    assert b"__global__" not in code and b"#include" not in code
+    assert entries(code) == {(ELF, 80), (ELF, 90), (PTX, 90)}  # PTX of the newest, for later architectures
+
+
+def entries(code: bytes) -> set[tuple[int, int]]:
+    """(kind, architecture) of what a fat binary holds; the layout is that of CUDA's fatbinary_section.h."""
+    at = code.index(FATBIN_MAGIC)
+    header, size = struct.unpack_from("<HQ", code, at + 6)
+    end, at, found = at + header + size, at + header, set()
+    while at < end:
+        kind, entry_header, entry_size = struct.unpack_from("<H2xIQ", code, at)
+        found.add((kind, struct.unpack_from("<I", code, at + 28)[0]))
+        at += entry_header + entry_size
+    return found
+
+
+def test_manifest_names_the_architectures(library):
+    entry = open_dist(library[0]).manifest["targets"]["cuda"]
+    assert entry["arch"] == "sm_80+sm_90"
+    assert entry["kv_block"] == 16
+
+
+def test_without_a_gpu_the_engine_says_so(library):
+    if cuda.probe().available:
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(MlcrtError, match="cuda"):
+        Engine(library[0], "cuda")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("cuda:sm_80,sm_90,cpu", [("cuda", "sm_80,sm_90"), ("cpu", "")]),
+        ("cpu:x86-64-v3,cuda", [("cpu", "x86-64-v3"), ("cuda", "")]),
+        (" cpu ", [("cpu", "")]),
+    ],
+)
+def test_target_lists(text, expected):
+    assert parse_targets(text) == expected
+
+
+@pytest.mark.parametrize("text", ["cuda:sm_1", "cuda:hopper", "gpu", "", "cpu,sm_90"])
+def test_unknown_targets_are_usage_errors(text):
+    with pytest.raises(UsageError):
+        parse_targets(text)
+
+
+def text(value: bytes) -> bytes:
+    return struct.pack("<Q", len(value)) + value
+
+
+def payload(form: bytes, code: bytes) -> bytes:
+    function = text(b"k") + text(b"k") + struct.pack("<Q", 2) + b"\x03\x40\x01\x00" * 2
+    function += struct.pack("<Q", 1) + text(b"blockIdx.x") + struct.pack("<Q2i", 2, 0, 0)
+    return text(form) + struct.pack("<Q", 1) + function + text(code)
+
+
+def tree(code: bytes, form: bytes = b"cuda") -> bytes:
+    """A library importing a CUDA module and another one, serialised by the layout in fatbin.py."""
+    rows, children = [0, 2, 2, 2], [1, 2]
+    body = struct.pack("<Q4Q", 4, *rows) + struct.pack("<Q2Q", 2, *children)
+    body += text(b"_lib") + text(b"cuda") + text(payload(form, code)) + text(b"other") + text(b"left alone")
+    return struct.pack("<Q", len(body)) + body
+
+
+def test_replacing_source_keeps_everything_else():
+    seen = []
+    result = fatbin.replace_cuda_source(tree(b"source"), lambda code: seen.append(code) or b"longer machine code")
+    assert seen == [b"source"]
+    assert result == tree(b"longer machine code", b"fatbin")
+
+
+def test_machine_code_is_not_compiled_again():
+    def never(_code: bytes) -> bytes:
+        raise AssertionError("compiled twice")
+
+    assert fatbin.replace_cuda_source(tree(b"binary", b"fatbin"), never) == tree(b"binary", b"fatbin")
+
+
+def test_compiler_errors_are_one_sentence():
+    if cuda.compiler_missing() and os.environ.get("CI") != "true":
+        pytest.skip(cuda.compiler_missing())
+    with pytest.raises(MlcrtError, match="nvcc failed") as error:
+        fatbin.compile_source(b"this is not CUDA", ("sm_90",))
+    assert "\n" not in str(error.value)
