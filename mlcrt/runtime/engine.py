@@ -6,18 +6,16 @@ token, position, logits, and K and V per layer; a step takes no argument that ch
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from mlcrt.targets import all_targets, parse_target
 
 from mlcrt.dist import check_target, open_dist, signature
 from mlcrt.errors import MlcrtError
 from mlcrt.quant.params import read_params
 from mlcrt.quant.scheme import SCHEMES
+from mlcrt.targets import all_targets, parse_target
 
 from .memory import plan_memory
 from .session import read_session, write_session
@@ -81,7 +79,8 @@ class Engine:
         self._token = runtime.view(self._state[_TOKEN])
         self._position = runtime.view(self._state[_POSITION])
         self._logits = runtime.view(self._state[_LOGITS])
-        self._prefill, self._decode, self._score = (library[n] for n in ("prefill", "decode", "score"))
+        self._prefill, self._score = library["prefill"], library["score"]
+        self._decode = runtime.step(library["decode"], self._state_bundle, self._params)
         self.tokens: list[int] = []
 
     @staticmethod
@@ -97,7 +96,13 @@ class Engine:
         raise MlcrtError(f"{opened.path} has no library that this machine can run (it has: {have}); run mlcrt compile")
 
     def _read_params(self, opened) -> list:
-        arrays = read_params(opened.path, opened.manifest["params"]["files"])
+        stored = opened.manifest["params"]
+        if stored.get("synthetic"):
+            from mlcrt.measure.synthetic import synthetic_params
+
+            arrays = synthetic_params(self.config, opened.manifest["schemes"])
+        else:
+            arrays = read_params(opened.path, stored["files"])
         found = signature([(name, a.shape, str(a.dtype)) for name, a in arrays.items()], self.config)
         if found != self._entry["signature"]:
             raise MlcrtError(
@@ -150,6 +155,19 @@ class Engine:
         result = self._score(self._runtime.place(np.array(tokens, np.int32)), self._state_bundle, self._params)
         self.tokens.extend(int(t) for t in tokens)
         return self._runtime.fetch(result)
+
+    def greedy(self, count: int) -> list[int]:
+        """Append `count` tokens, each the argmax after the one before; the tokens.
+
+        The device feeds itself: the host only starts the steps and reads the tokens at the end. After it the last
+        token is known but not yet appended: `tokens` ends with the one before.
+        """
+        self._admit([0] * count)
+        history = [self.greedy_token]
+        self._begin()
+        history += self._runtime.run_steps(self._decode, count, self._state[_TOKEN], self._token)
+        self.tokens += history[:-1]
+        return history
 
     @property
     def greedy_token(self) -> int:
@@ -229,17 +247,8 @@ class Engine:
     def _step(self, token: int) -> None:
         self._begin()
         self._runtime.write(self._state[_TOKEN], self._token, int(token))
-        self._decode(self._state_bundle, self._params)
+        self._decode()
         self.tokens.append(int(token))
 
     def _logits_view(self) -> np.ndarray:
         return self._runtime.read(self._state[_LOGITS], self._logits)[0]
-
-
-def runtime_only() -> None:
-    """Have this process load TVM's runtime without its compiler: half the start-up time and 110 MB less.
-
-    For programs that run compiled models and compile nothing afterwards; without effect once tvm is imported.
-    """
-    if "tvm" not in sys.modules:
-        os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")

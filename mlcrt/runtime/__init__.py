@@ -1,0 +1,1 @@
+"""The thin engine and the text around it: needs TVM's runtime only."""
