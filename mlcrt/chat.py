@@ -23,6 +23,7 @@ from mlcrt.runtime.generate import Event, Generation
 from mlcrt.runtime.sampling import SamplingParams
 from mlcrt.runtime.stats import ChatStats, Usage
 from mlcrt.runtime.tokenizer import ModelTokenizer
+from mlcrt.targets import all_targets
 
 Message = dict[str, Any]
 Prompt = str | Sequence[Mapping[str, Any]]
@@ -260,6 +261,11 @@ class ChatModule:
         self.close()
 
 
+def _runs_here(compiled: Mapping[str, Any]) -> bool:
+    """Whether one of the compiled targets has a device on this machine."""
+    return any(name in compiled and module.probe().available for name, module in all_targets().items())
+
+
 def resolve_model(
     model: str | Path,
     quantization: str | None,
@@ -277,7 +283,8 @@ def resolve_model(
                     f"{path} is compiled already, as {manifest.get('quantization')}; "
                     f"name the original model to have it as {quantization}."
                 )
-            if manifest["targets"] and target.partition(":")[0] in ("auto", *manifest["targets"]):
+            name = target.partition(":")[0]
+            if name in manifest["targets"] or (name == "auto" and _runs_here(manifest["targets"])):
                 return path
             model = path
             break

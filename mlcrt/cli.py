@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from mlcrt.commands import options
 from mlcrt.errors import MlcrtError
 from mlcrt.version import __version__
 
@@ -92,6 +93,8 @@ def _run(argv: Sequence[str] | None) -> int:
         args = parser().parse_args(argv)
     except SystemExit as stop:  # argparse has said what there is to say
         return int(stop.code or 0)
+    if argv is None:
+        options.own_process = True
     return args.run(args)
 
 

@@ -25,6 +25,7 @@ def run(args: argparse.Namespace) -> int:
     from mlcrt.measure.bench import bench, rows
 
     dist = resolve_model(args.model, args.quantization, args.device, options.DIST, options.report)
+    options.runtime_only()
     result = bench(dist, args.device, args.prompt_tokens, args.generate, args.repeat, args.context, options.report)
     if args.json:
         options.print_json(result)

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mlcrt.chat import ChatModule
+    from mlcrt.chat import ChatModule, resolve_model
     from mlcrt.errors import UsageError
 
     if args.json and args.prompt is None:
@@ -39,11 +39,12 @@ def run(args: argparse.Namespace) -> int:
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     if prompt is not None and not prompt.strip():
         raise UsageError("The prompt is empty; give --prompt some text.")
+    dist = resolve_model(args.model, args.quantization, args.device, options.DIST, options.report)
+    options.runtime_only()
     with ChatModule(
-        args.model,
+        dist,
         args.device,
         args.context,
-        quantization=args.quantization,
         system=args.system,
         context_shift=args.context_shift,
         dist_root=options.DIST,

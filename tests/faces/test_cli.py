@@ -54,7 +54,7 @@ def test_all_options_arrive(dist, capsys, monkeypatch):
     line = (
         "--max-tokens 3 --temperature 0.5 --top-p 0.8 --top-k 9 --min-p 0.01 --repetition-penalty 1.1 --seed 4 "
         "--presence-penalty 0.2 --frequency-penalty -0.3 --logit-bias 5=1.5 --logit-bias 6=-100 --stop xx --stop yy "
-        "--system S --context 200 --context-shift --device toy"
+        "--system S --context 200 --context-shift --device cpu"
     )
     assert cli.main(["chat", str(dist), "--prompt", "Hi", *line.split()]) == 0
     (chat,) = made

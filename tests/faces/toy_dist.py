@@ -27,7 +27,7 @@ def make_dist(folder: Path, name: str = "toy-q0f32", template: str | None = "cha
     settings = {"name": name, "vocab": tokenizer.get_vocab_size() + 8, "eos": [2], "context": 512, "ends": ends}
     settings |= {"text_tokens": sorted(words), **more}
     (dist / "toy.json").write_text(json.dumps(settings))
-    manifest = {"format": FORMAT, "name": "toy", "quantization": "q0f32", "schemes": {}, "targets": {"toy": {}}}
+    manifest = {"format": FORMAT, "name": "toy", "quantization": "q0f32", "schemes": {}, "targets": {"cpu": {}}}
     manifest |= {"config": toy_config(settings).to_dict(), "params": {"files": [], "signature": name}}
     (dist / MANIFEST).write_text(json.dumps(manifest))
     return dist
