@@ -1,0 +1,1 @@
+"""AMD GPUs through LLVM's amdgcn back end: RDNA and CDNA."""
