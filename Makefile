@@ -7,13 +7,19 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PROMPT ?= What is the capital of France, and what is it famous for?
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint clean debian
 
 demo: $(VENV)/.installed
 	@$(BIN)/mlcrt chat "$$($(BIN)/python -m mlcrt.demo)" --prompt "$(PROMPT)" --max-tokens 128 --temperature 0
 
-test: $(VENV)/.test
+test: $(VENV)/.test debian
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# A Vulkan device that runs on the CPU (lavapipe); without it the Vulkan tests skip and say so. CI installs it.
+debian:
+ifeq ($(CI),true)
+	@ls /usr/share/vulkan/icd.d/lvp_icd*.json >/dev/null 2>&1 || (apt-get update -qq && apt-get install -y -qq mesa-vulkan-drivers libvulkan1)
+endif
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
