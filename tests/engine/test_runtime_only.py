@@ -19,8 +19,9 @@ _UNUSED = ("include", "src", "web", "3rdparty", "cmake", "licenses", "lib64", "_
 _RUN = """
 import json, sys
 if sys.argv[3] == "ask":
-    from mlcrt.runtime.engine import runtime_only
-    runtime_only()
+    from mlcrt.commands import options
+    options.own_process = True
+    options.runtime_only()
 from mlcrt.runtime.engine import Engine
 engine, tokens = Engine(sys.argv[1], "auto", context=200), json.loads(sys.argv[2])
 engine.prefill(tokens[:150])

