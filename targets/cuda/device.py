@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 
+from mlcrt.errors import MlcrtError
 from mlcrt.targets import ProbeResult
 
 from .graph import Graph, check
@@ -41,18 +44,39 @@ def _describe(cuda, index: int) -> dict:
     }
 
 
+def _load_cudart() -> ctypes.CDLL:
+    """CUDA's runtime library: the system's, or that of the nvidia-cuda-runtime package."""
+    packaged = [str(f) for p in sys.path for f in Path(p or ".").glob("nvidia/*/lib/libcudart.so.13")]
+    for name in ("libcudart.so.13", *packaged, "/usr/local/cuda/lib64/libcudart.so.13"):
+        with contextlib.suppress(OSError):
+            cudart = ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+            cudart.cudaGetErrorString.restype = ctypes.c_char_p
+            return cudart
+    raise MlcrtError("running on cuda needs libcudart.so.13, and it is not here; pip install 'mlcrt[cuda]'")
+
+
+def _load_tvm_runtime(folder: Path) -> None:
+    """TVM's CUDA device; with the runtime library alone TVM does not look for it itself."""
+    try:
+        for name in ("libtvm_runtime_extra.so", "libtvm_runtime_cuda.so"):
+            ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise MlcrtError(f"TVM's CUDA runtime cannot be loaded ({error}); install apache-tvm again") from None
+
+
 class CudaRuntime:
     """Tensors in device memory; reading copies to the host."""
 
     def __init__(self, index: int = 0):
+        self.cudart = _load_cudart()
         import tvm
         import tvm_ffi
         from tvm.runtime import vm
 
+        _load_tvm_runtime(Path(tvm.__file__).parent / "lib")
+
         self._tvm, self._ffi, self._vm = tvm, tvm_ffi, vm
         self.device = tvm.cuda(index)
-        self.cudart = ctypes.CDLL("libcudart.so.13")
-        self.cudart.cudaGetErrorString.restype = ctypes.c_char_p
 
     def available_bytes(self) -> int | None:
         free, total = ctypes.c_size_t(), ctypes.c_size_t()

@@ -118,3 +118,16 @@ def test_compiler_errors_are_one_sentence():
     with pytest.raises(MlcrtError, match="nvcc failed") as error:
         fatbin.compile_source(b"this is not CUDA", ("sm_90",))
     assert "\n" not in str(error.value)
+
+
+def test_a_missing_cuda_runtime_is_one_sentence(monkeypatch):
+    from mlcrt.targets.cuda import device
+
+    def missing(name, *_args, **_kwargs):
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(device.ctypes, "CDLL", missing)
+    with pytest.raises(MlcrtError, match=r"libcudart\.so\.13.*pip install"):
+        device.CudaRuntime()
+    result = device.probe()
+    assert not result.available and "driver" in result.reason
