@@ -8,6 +8,7 @@ from __future__ import annotations
 from mlcrt.kernels import Kernel
 from mlcrt.quant.scheme import SCHEMES
 
+from .arguments import BLOCK, kv_shapes
 from .records import Attention, Embed, Linear
 
 
@@ -22,7 +23,13 @@ def _suffix(tokens: int | None) -> str:
 
 
 class KernelLibrary:
-    """One method per project operator (see mlcrt.compile.ops), each giving a `Kernel`."""
+    """One method per project operator (see mlcrt.compile.ops), each giving a `Kernel`.
+
+    kv_block: positions in a block of the KV cache; kv_shapes: the shapes of a layer's cache.
+    """
+
+    kv_block = BLOCK
+    kv_shapes = staticmethod(kv_shapes)
 
     def __init__(self, tiles, kv_dtype: str):
         self.tiles, self.kv_dtype = tiles, kv_dtype

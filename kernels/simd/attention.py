@@ -14,6 +14,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from mlcrt.kernels.arguments import BLOCK, match_caches, rope_append_arguments
 from mlcrt.kernels.records import Attention
 
 from .functions import exp, tanh
@@ -31,7 +32,6 @@ from .vector import (
     vtype,
 )
 
-BLOCK = 16  # positions in a block of the KV cache
 _MASKED = -1e30
 
 
@@ -43,38 +43,16 @@ class AttentionTiles:
     rows: int = 4
 
 
-def kv_shapes(kv_heads: int, head_dim: int, blocks) -> tuple[tuple, tuple]:
-    """Shapes of one layer's K and V cache holding `blocks` * BLOCK positions."""
-    return (kv_heads, blocks, head_dim * BLOCK), (kv_heads, blocks, BLOCK * head_dim)
-
-
-def _caches(op: Attention, k_handle, v_handle):
-    blocks = T.int32()
-    k_shape, v_shape = kv_shapes(op.kv_heads, op.head_dim, blocks)
-    return T.match_buffer(k_handle, k_shape, op.kv_dtype), T.match_buffer(v_handle, v_shape, op.kv_dtype)
-
-
 def rope_append(op: Attention, tiles: AttentionTiles, name: str = "rope_append"):
     """PrimFunc(qkv [n, (heads+2*kv_heads)*head_dim] f32, cos [n, rotary_dim/2], sin, position [1] i32,
     [q_norm [head_dim], k_norm], k cache (in place), v cache (in place), q [n, heads*head_dim] f32).
 
     Rotates q and k (dimension i with i + rotary_dim/2), writes k and v at position … position + n - 1.
     """
-    width = (op.heads + 2 * op.kv_heads) * op.head_dim
     with IRBuilder() as builder, T.prim_func(s_tir=True, private=True):
         T.func_name(name)
         T.func_attr({"tirx.noalias": True})
-        n = T.int32() if op.tokens is None else op.tokens
-        handles = [T.arg(a, T.handle()) for a in ("qkv", "cos", "sin")]
-        position = T.arg("position", T.Buffer((1,), "int32"))
-        norms = None
-        if op.norm_eps is not None:
-            norms = [T.arg(a, T.Buffer((op.head_dim,), "float32")) for a in ("q_norm", "k_norm")]
-        k_handle, v_handle, q_handle = (T.arg(a, T.handle()) for a in ("k_cache", "v_cache", "q"))
-        qkv = T.match_buffer(handles[0], (n, width), "float32")
-        cos, sin = (T.match_buffer(h, (n, op.rotary_dim // 2), "float32") for h in handles[1:])
-        k_cache, v_cache = _caches(op, k_handle, v_handle)
-        q = T.match_buffer(q_handle, (n, op.heads * op.head_dim), "float32")
+        n, qkv, cos, sin, position, norms, k_cache, v_cache, q = rope_append_arguments(op)
         loop = T.serial if op.tokens == 1 else T.parallel
         with loop(n) as t:
             at = hold(T.BufferLoad(position, [0]) + t)
@@ -161,7 +139,7 @@ def attention(op: Attention, tiles: AttentionTiles, name: str = "attention"):
         out_handle = T.arg("out", T.handle())
         shape = (n, op.heads * op.head_dim)
         q, out = T.match_buffer(q_handle, shape, "float32"), T.match_buffer(out_handle, shape, "float32")
-        k_cache, v_cache = _caches(op, k_handle, v_handle)
+        k_cache, v_cache = match_caches(op, k_handle, v_handle)
         total = n * op.group
         rows = tiles.rows if op.tokens is None else min(tiles.rows, op.group)
         chunks = hold(tirx.floordiv(total + rows - 1, rows)) if op.tokens is None else -(-total // rows)

@@ -6,11 +6,12 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from mlcrt.kernels.arguments import weight_arguments
 from mlcrt.kernels.records import Embed
 
 from .functions import tanh
 from .vector import Accumulator, const, hold, horizontal_max, load, segments, store
-from .weights import Rows, buffer_args
+from .weights import Rows
 
 
 def embed(op: Embed, native_f16: bool, name: str = "embed"):
@@ -19,7 +20,7 @@ def embed(op: Embed, native_f16: bool, name: str = "embed"):
         T.func_name(name)
         T.func_attr({"tirx.noalias": True})
         n = T.int32() if op.tokens is None else op.tokens
-        buffers = buffer_args(op.scheme, op.vocab, op.hidden)
+        buffers = weight_arguments(op.scheme, op.vocab, op.hidden)
         weights = Rows(op.scheme, op.vocab, op.hidden, buffers, native_f16)
         tokens_handle, out_handle = T.arg("tokens", T.handle()), T.arg("out", T.handle())
         tokens = T.match_buffer(tokens_handle, (n,), "int32")

@@ -9,7 +9,7 @@ from mlcrt.kernels.library import KernelLibrary, tokens_of
 from mlcrt.kernels.records import Attention, Embed, Linear
 from mlcrt.quant.scheme import SCHEMES
 
-from .attention import BLOCK, AttentionTiles, attention, kv_shapes, rope_append
+from .attention import AttentionTiles, attention, rope_append
 from .elementwise import embed, finish_step, rotary_tables, softcap
 from .linear import LinearTiles, linear
 from .moe import Moe, moe
@@ -22,11 +22,6 @@ class Tiles:
 
 
 class Library(KernelLibrary):
-    """kv_block: positions in a block of this family's KV layout; kv_shapes: the layout itself."""
-
-    kv_block = BLOCK
-    kv_shapes = staticmethod(kv_shapes)
-
     def build_linear(self, op: Linear, name: str):
         return linear(op, self.tiles.linear, name)
 

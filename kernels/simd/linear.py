@@ -15,11 +15,12 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from mlcrt.kernels.arguments import weight_arguments
 from mlcrt.kernels.records import Linear
 
 from .functions import activation
 from .vector import Accumulator, const, halves, horizontal_sum, load, segments, splat, store
-from .weights import Rows, buffer_args
+from .weights import Rows
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class _Kernel:
             x_handle = T.arg("x", T.handle())
         else:
             self.x = T.arg("x", T.Buffer((1, op.columns), "float32"))
-        buffers = buffer_args(op.scheme, op.rows, op.columns)
+        buffers = weight_arguments(op.scheme, op.rows, op.columns)
         self.weights = Rows(op.scheme, op.rows, op.columns, buffers, tiles.native_f16)
         self.norm = T.arg("norm", T.Buffer((op.columns,), "float32")) if op.norm_eps is not None else None
         self.bias = T.arg("bias", T.Buffer((op.rows,), "float32")) if op.bias else None

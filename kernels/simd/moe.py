@@ -12,12 +12,13 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from mlcrt.kernels.arguments import weight_arguments
 from mlcrt.quant.scheme import Scheme
 
 from .functions import activation, exp
 from .linear import LinearTiles, permute, row_dots, word_sums
 from .vector import hold
-from .weights import Rows, buffer_args
+from .weights import Rows
 
 _LOWEST = -3.0e38
 
@@ -50,8 +51,8 @@ class _Moe:
         self.op, self.tiles = op, tiles
         n = T.int32() if op.tokens is None else op.tokens
         x, router = T.arg("x", T.handle()), T.arg("router", T.handle())
-        self.gate_up = buffer_args(op.gate_up, 2 * op.intermediate, op.hidden, "gate_up", op.experts)
-        self.down = buffer_args(op.down, op.hidden, op.intermediate, "down", op.experts)
+        self.gate_up = weight_arguments(op.gate_up, 2 * op.intermediate, op.hidden, "gate_up", op.experts)
+        self.down = weight_arguments(op.down, op.hidden, op.intermediate, "down", op.experts)
         y = T.arg("y", T.handle())
         self.x, self.y = (T.match_buffer(h, (n, op.hidden), "float32") for h in (x, y))
         self.router = T.match_buffer(router, (n, op.experts), "float32")

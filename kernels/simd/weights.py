@@ -86,12 +86,3 @@ class Rows:
     @staticmethod
     def _shift(value, bits: int, lanes: int):
         return value if bits == 0 else tirx.shift_right(value, splat(T.uint32(bits), lanes))
-
-
-def buffer_args(scheme: Scheme, rows: int, columns: int, name: str = "w", experts: int | None = None) -> dict:
-    """Declare the kernel arguments of a weight, or a stack of them (inside a prim_func frame), keyed by part."""
-    stack = () if experts is None else (experts,)
-    return {
-        part: T.arg(f"{name}_{part or 'values'}", T.Buffer((*stack, *shape), dtype))
-        for part, (shape, dtype) in scheme.tensors(rows, columns).items()
-    }

@@ -16,12 +16,12 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from mlcrt.errors import MlcrtError
+from mlcrt.kernels.arguments import BLOCK, match_caches, rope_append_arguments
 from mlcrt.kernels.records import Attention
 
 from .common import Machine, Register, barrier, launch, local, prim_func, shared, strided, subgroup_reduce
 from .functions import tanh
 
-BLOCK = 16  # positions in a block of the cache; only its shape knows it, memory is contiguous per head
 _MASKED = -1e30
 
 
@@ -40,17 +40,6 @@ class AttentionTiles:
         return min(64, max(8, self.blocks // op.kv_heads)) if op.tokens == 1 else self.prefill_splits
 
 
-def kv_shapes(kv_heads: int, head_dim: int, blocks) -> tuple[tuple, tuple]:
-    """Shapes of one layer's K and V cache holding `blocks` * BLOCK positions."""
-    return (kv_heads, blocks, BLOCK * head_dim), (kv_heads, blocks, BLOCK * head_dim)
-
-
-def _caches(op: Attention, k_handle, v_handle):
-    blocks = T.int32()
-    k_shape, v_shape = kv_shapes(op.kv_heads, op.head_dim, blocks)
-    return T.match_buffer(k_handle, k_shape, op.kv_dtype), T.match_buffer(v_handle, v_shape, op.kv_dtype)
-
-
 def rope_append(op: Attention, machine: Machine, name: str = "rope_append"):
     """PrimFunc(qkv [n, (heads+2*kv_heads)*head_dim] f32, cos [n, rotary_dim/2] f32, sin, position [1] i32,
     [q_norm [head_dim], k_norm], k cache (in place), v cache (in place), q [n, heads*head_dim] f32).
@@ -59,17 +48,7 @@ def rope_append(op: Attention, machine: Machine, name: str = "rope_append"):
     """
 
     def body() -> None:
-        n = T.int32() if op.tokens is None else op.tokens
-        handles = [T.arg(a, T.handle()) for a in ("qkv", "cos", "sin")]
-        position = T.arg("position", T.Buffer((1,), "int32"))
-        norms = None
-        if op.norm_eps is not None:
-            norms = [T.arg(a, T.Buffer((op.head_dim,), "float32")) for a in ("q_norm", "k_norm")]
-        k_handle, v_handle, q_handle = (T.arg(a, T.handle()) for a in ("k_cache", "v_cache", "q"))
-        qkv = T.match_buffer(handles[0], (n, (op.heads + 2 * op.kv_heads) * op.head_dim), "float32")
-        cos, sin = (T.match_buffer(h, (n, op.rotary_dim // 2), "float32") for h in handles[1:])
-        k_cache, v_cache = _caches(op, k_handle, v_handle)
-        q = T.match_buffer(q_handle, (n, op.heads * op.head_dim), "float32")
+        n, qkv, cos, sin, position, norms, k_cache, v_cache, q = rope_append_arguments(op)
         lanes, half = machine.subgroup, op.rotary_dim // 2
         with launch(bx=op.heads + 2 * op.kv_heads, by=n, tx=lanes) as (head, t, lane):
             at = T.bind(T.BufferLoad(position, [0]) + t)
@@ -135,7 +114,7 @@ def attention(op: Attention, tiles: AttentionTiles, machine: Machine, name: str 
         out_handle, space_handle = T.arg("out", T.handle()), T.arg("workspace", T.handle())
         shape = (n, op.heads * op.head_dim)
         q, out = T.match_buffer(q_handle, shape, "float32"), T.match_buffer(out_handle, shape, "float32")
-        k_cache, v_cache = _caches(op, k_handle, v_handle)
+        k_cache, v_cache = match_caches(op, k_handle, v_handle)
         space = T.match_buffer(space_handle, workspace_shape(op, splits, n), "float32")
         slices = _Slices(op, tiles, machine, splits, n)
         slices.emit(q, k_cache, v_cache, position, space)

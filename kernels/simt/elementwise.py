@@ -5,11 +5,12 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from mlcrt.kernels.arguments import weight_arguments
 from mlcrt.kernels.records import Embed
 
 from .common import Machine, Register, barrier, launch, prim_func, shared, strided
 from .functions import tanh
-from .weights import Rows, buffer_args
+from .weights import Rows
 
 _THREADS = 256
 
@@ -19,7 +20,7 @@ def embed(op: Embed, name: str = "embed"):
 
     def body() -> None:
         n = T.int32() if op.tokens is None else op.tokens
-        w = Rows(op.scheme, op.vocab, op.hidden, buffer_args(op.scheme, op.vocab, op.hidden))
+        w = Rows(op.scheme, op.vocab, op.hidden, weight_arguments(op.scheme, op.vocab, op.hidden))
         tokens_handle, out_handle = T.arg("tokens", T.handle()), T.arg("out", T.handle())
         tokens = T.match_buffer(tokens_handle, (n,), "int32")
         out = T.match_buffer(out_handle, (n, op.hidden), "float32")

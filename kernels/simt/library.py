@@ -9,7 +9,7 @@ from mlcrt.kernels import Kernel
 from mlcrt.kernels.library import KernelLibrary
 from mlcrt.kernels.records import Attention, Embed, Linear
 
-from .attention import BLOCK, AttentionTiles, attention, kv_shapes, rope_append, workspace_shape
+from .attention import AttentionTiles, attention, rope_append, workspace_shape
 from .common import Machine
 from .elementwise import embed, finish_scratch, finish_step, rotary_tables, softcap
 from .linear import LinearTiles, linear
@@ -22,9 +22,6 @@ class Tiles:
 
 
 class Library(KernelLibrary):
-    kv_block = BLOCK
-    kv_shapes = staticmethod(kv_shapes)
-
     def __init__(self, tiles: Tiles, kv_dtype: str, machine: Machine):
         super().__init__(tiles, kv_dtype)
         self.machine = machine

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from mlcrt.kernels.arguments import weight_arguments
 from mlcrt.kernels.records import Linear
 
 from .common import (
@@ -28,7 +29,7 @@ from .common import (
     subgroup_reduce,
 )
 from .functions import activation
-from .weights import Rows, buffer_args
+from .weights import Rows
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class _Kernel:
         symbolic = op.tokens is None
         n = self.n = T.int32() if symbolic else op.tokens
         x = T.arg("x", T.handle())
-        self.weights = Rows(op.scheme, op.rows, op.columns, buffer_args(op.scheme, op.rows, op.columns))
+        self.weights = Rows(op.scheme, op.rows, op.columns, weight_arguments(op.scheme, op.rows, op.columns))
         self.norm = T.arg("norm", T.Buffer((op.columns,), "float32")) if op.norm_eps is not None else None
         self.bias = T.arg("bias", T.Buffer((op.rows,), "float32")) if op.bias else None
         residual = T.arg("residual", T.handle()) if op.residual else None

@@ -62,11 +62,3 @@ class Rows:
             return scale * T.float32(-float(self.scheme.zero))
         group = tirx.floordiv(word * self.per_word, self.scheme.group)
         return tirx.Cast("float32", T.BufferLoad(self.buffers["mins"], [row, group]))
-
-
-def buffer_args(scheme: Scheme, rows: int, columns: int, name: str = "w") -> dict:
-    """Declare the kernel arguments of a weight (inside a prim_func frame), keyed by part."""
-    return {
-        part: T.arg(f"{name}_{part or 'values'}", T.Buffer(shape, dtype))
-        for part, (shape, dtype) in scheme.tensors(rows, columns).items()
-    }

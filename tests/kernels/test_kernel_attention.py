@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from harness import build, call, error, label, machine, pairwise, unwritten
 
-from mlcrt.kernels.simd.attention import BLOCK, Attention, attention, kv_shapes, rope_append
+from mlcrt.kernels.arguments import BLOCK, kv_shapes
+from mlcrt.kernels.records import Attention
+from mlcrt.kernels.simd.attention import attention, rope_append
 
 TOLERANCE = 2e-4
 POSITIONS = (0, 1, 14, 15, 16, 17, 31, 32, 47, 70)
