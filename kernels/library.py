@@ -25,9 +25,11 @@ def _suffix(tokens: int | None) -> str:
 class KernelLibrary:
     """One method per project operator (see mlcrt.compile.ops), each giving a `Kernel`.
 
-    kv_block: positions in a block of the KV cache; kv_shapes: the shapes of a layer's cache.
+    kv_block: positions in a block of the KV cache; kv_shapes: the shapes of a layer's cache; chunk: most tokens of one
+    prefill call, enough to amortise dequantisation and few enough for the activations to stay in the cache.
     """
 
+    chunk = 128
     kv_block = BLOCK
     kv_shapes = staticmethod(kv_shapes)
 

@@ -19,7 +19,6 @@ from mlcrt.version import __version__
 
 from .interrupt import keep_interrupts
 
-CHUNK = 128  # most tokens of one prefill call: enough to amortise dequantisation, small enough for the cache
 OBJECT_SPACE = 32 << 20  # bytes that a library and its objects surely fit; they take about 1 MB
 Report = Callable[[str], None]
 
@@ -113,7 +112,7 @@ def compile_target(
         scheme_of,
         tvm.target.Target(attributes.tvm_target()),
         library,
-        CHUNK,
+        library.chunk,
         dump_ir,
         lambda phase: report(f"compiling for {name} ({attributes.name}): {phase}"),
     )
@@ -132,7 +131,7 @@ def compile_target(
             "arch": attributes.name,
             "features": list(attributes.features),
             "parameters": [p[0] for p in parameters],
-            "chunk": CHUNK,
+            "chunk": library.chunk,
             "kv_dtype": library.kv_dtype,
             "kv_block": library.kv_block,
             "workspace_bytes": workspace,

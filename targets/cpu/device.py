@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mlcrt.targets import ProbeResult, host_machine
+from mlcrt.targets.device import DeviceRuntime
 
 from .architecture import attributes, host_flags
 
@@ -29,37 +30,26 @@ def probe() -> ProbeResult:
     return ProbeResult(True, [device])
 
 
-class CpuRuntime:
+class CpuRuntime(DeviceRuntime):
     """Tensors that share their memory with numpy: placing and reading copy nothing."""
 
     def __init__(self):
         # TVM assumes hyper-threads and would use half of the cores it sees; it reads this at the first parallel loop.
         os.environ.setdefault("TVM_NUM_THREADS", str(physical_cores()))
         import tvm
-        import tvm_ffi
-        from tvm.runtime import vm
 
-        self._tvm, self._ffi, self._vm = tvm, tvm_ffi, vm
-        self.device = tvm.cpu(0)
+        super().__init__(tvm.cpu(0))
 
     def available_bytes(self) -> int | None:
         from mlcrt.runtime.memory import available_bytes
 
         return available_bytes()
 
-    def load(self, library: Path) -> dict:
-        """The library's functions by name."""
-        machine = self._vm.VirtualMachine(self._tvm.runtime.load_module(str(library)), self.device)
-        return {name: machine[name] for name in ("prefill", "decode", "score")}
-
     def place(self, array: np.ndarray):
         """A tensor with the array's values; the array's own memory where alignment allows."""
         if array.ctypes.data % ALIGNMENT or not array.flags.c_contiguous or not array.flags.writeable:
             array = _aligned_copy(array)
         return self._tvm.runtime.from_dlpack(array)
-
-    def bundle(self, tensors: list):
-        return self._ffi.convert(tensors)
 
     def view(self, tensor) -> np.ndarray:
         """The tensor's memory as a numpy array."""
@@ -68,22 +58,6 @@ class CpuRuntime:
     def read(self, tensor, view: np.ndarray | None = None) -> np.ndarray:
         """Current values; valid until the next call of the library."""
         return self.view(tensor) if view is None else view
-
-    def fetch(self, tensor) -> np.ndarray:
-        """A copy on the host."""
-        return tensor.numpy()
-
-    def step(self, function, state, params):
-        """The decode step as a call without arguments."""
-        return lambda: function(state, params)
-
-    def run_steps(self, step, count: int, token, view: np.ndarray) -> list[int]:
-        """Run `count` steps; the token each one chose."""
-        tokens = []
-        for _ in range(count):
-            step()
-            tokens.append(int(view[0]))
-        return tokens
 
     def write(self, tensor, view: np.ndarray, value: int) -> None:
         view[0] = value

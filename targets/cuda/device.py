@@ -8,10 +8,9 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
-
 from mlcrt.errors import MlcrtError
 from mlcrt.targets import ProbeResult
+from mlcrt.targets.device import DeviceRuntime
 
 from .graph import Graph, check
 
@@ -64,39 +63,25 @@ def _load_tvm_runtime(folder: Path) -> None:
         raise MlcrtError(f"TVM's CUDA runtime cannot be loaded ({error}); install apache-tvm again") from None
 
 
-class CudaRuntime:
-    """Tensors in device memory; reading copies to the host."""
+class CudaRuntime(DeviceRuntime):
+    """A CUDA device: the step is a graph, and tokens stay on the device until they are asked for."""
 
     def __init__(self, index: int = 0):
         self.cudart = _load_cudart()
         import tvm
-        import tvm_ffi
-        from tvm.runtime import vm
 
         _load_tvm_runtime(Path(tvm.__file__).parent / "lib")
-
-        self._tvm, self._ffi, self._vm = tvm, tvm_ffi, vm
-        self.device = tvm.cuda(index)
+        super().__init__(tvm.cuda(index))
 
     def available_bytes(self) -> int | None:
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
         return None if self.cudart.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)) else free.value
 
-    def load(self, library: Path) -> dict:
-        machine = self._vm.VirtualMachine(self._tvm.runtime.load_module(str(library)), self.device)
-        return {name: machine[name] for name in ("prefill", "decode", "score")}
-
-    def place(self, array: np.ndarray):
-        return self._tvm.runtime.tensor(np.ascontiguousarray(array), self.device)
-
-    def bundle(self, tensors: list):
-        return self._ffi.convert(tensors)
-
     def step(self, function, state, params):
         """The decode step as a call without arguments: one graph launch unless MLCRT_GRAPH=0."""
         if os.environ.get("MLCRT_GRAPH") == "0":
-            return lambda: function(state, params)
-        return Graph(self, lambda: function(state, params))
+            return super().step(function, state, params)
+        return Graph(self, super().step(function, state, params))
 
     def run_steps(self, step, count: int, token, view) -> list[int]:
         """Run `count` steps; the token each one chose, kept on the device until the end."""
@@ -112,23 +97,6 @@ class CudaRuntime:
         stream = ctypes.c_void_p(self._ffi.get_raw_stream(self.device))
         arguments = (ctypes.c_void_p(address), ctypes.c_void_p(_address(source)), ctypes.c_size_t(4))
         check(self.cudart, self.cudart.cudaMemcpyAsync(*arguments, ctypes.c_int(3), stream))
-
-    def view(self, tensor) -> np.ndarray | None:
-        return None
-
-    def read(self, tensor, view=None) -> np.ndarray:
-        return tensor.numpy()
-
-    def fetch(self, tensor) -> np.ndarray:
-        return tensor.numpy()
-
-    def write(self, tensor, view, value: int) -> None:
-        tensor.copyfrom(np.array([value], np.int32))
-
-    def write_blocks(self, tensor, values: np.ndarray) -> None:
-        whole = tensor.numpy()
-        whole[:, : values.shape[1]] = values
-        tensor.copyfrom(whole)
 
 
 def _address(tensor) -> int:

@@ -1,0 +1,74 @@
+"""The engine's view of a TVM device that has memory of its own.
+
+A target derives its runtime from `DeviceRuntime` and adds what its driver can do better: replaying a recorded step,
+copying without the host, saying how much memory is free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+
+class DeviceRuntime:
+    """Tensors in device memory; reading copies to the host. `device` is a tvm device, such as tvm.cuda(0)."""
+
+    def __init__(self, device):
+        import tvm
+        import tvm_ffi
+        from tvm.runtime import vm
+
+        self._tvm, self._ffi, self._vm = tvm, tvm_ffi, vm
+        self.device = device
+
+    def available_bytes(self) -> int | None:
+        """Free device memory; None where the driver does not tell."""
+        return None
+
+    def load(self, library: Path):
+        """The library's functions: a lookup by name."""
+        return self._vm.VirtualMachine(self._tvm.runtime.load_module(str(library)), self.device)
+
+    def place(self, array: np.ndarray):
+        """A device tensor with the array's values."""
+        return self._tvm.runtime.tensor(np.ascontiguousarray(array), self.device)
+
+    def bundle(self, tensors: list):
+        """Tensors as the one argument that library functions take."""
+        return self._ffi.convert(tensors)
+
+    def step(self, function, state, params) -> Callable[[], None]:
+        """The decode step as a call without arguments. It reads and writes buffers that keep their address."""
+        return lambda: function(state, params)
+
+    def run_steps(self, step: Callable[[], None], count: int, token, view) -> list[int]:
+        """Run `count` steps; the token each one chose."""
+        tokens = []
+        for _ in range(count):
+            step()
+            tokens.append(int(self.read(token, view)[0]))
+        return tokens
+
+    def view(self, tensor) -> np.ndarray | None:
+        """The tensor's memory as an array, where the host can see it."""
+        return None
+
+    def read(self, tensor, view=None) -> np.ndarray:
+        """Current values on the host."""
+        return tensor.numpy()
+
+    def fetch(self, tensor) -> np.ndarray:
+        """A copy on the host."""
+        return tensor.numpy()
+
+    def write(self, tensor, view, value: int) -> None:
+        """Set an int32 tensor of one element."""
+        tensor.copyfrom(np.array([value], np.int32))
+
+    def write_blocks(self, tensor, values: np.ndarray) -> None:
+        """Overwrite the first blocks (dimension 1) of a cache."""
+        whole = tensor.numpy()
+        whole[:, : values.shape[1]] = values
+        tensor.copyfrom(whole)
