@@ -7,14 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Space(NamedTuple):
+    """A workspace of a kernel."""
+
+    shape: tuple
+    dtype: str = "float32"
+
+    @classmethod
+    def of(cls, space) -> Space:
+        """A Space, or the shape of a float32 one."""
+        return space if isinstance(space, cls) else cls(tuple(space))
 
 
 @dataclass(frozen=True)
 class Kernel:
     """What an operator lowers to: equal keys share one PrimFunc.
 
-    inplace: per output the argument it overwrites (-1: a new tensor); scratch: shapes of float32 workspaces passed
-    after the outputs.
+    inplace: per output the argument it overwrites (-1: a new tensor); scratch: workspaces passed after the
+    outputs, each a Space or the shape of a float32 one.
     """
 
     name: str
@@ -22,4 +35,4 @@ class Kernel:
     build: Callable
     args: list
     inplace: list[int] | None = None
-    scratch: list[tuple] = field(default_factory=list)
+    scratch: list = field(default_factory=list)

@@ -25,12 +25,16 @@ def _suffix(tokens: int | None) -> str:
 class KernelLibrary:
     """One method per project operator (see mlcrt.compile.ops), each giving a `Kernel`.
 
-    kv_block: positions in a block of the KV cache; kv_shapes: the shapes of a layer's cache; chunk: most tokens of one
-    prefill call, enough to amortise dequantisation and few enough for the activations to stay in the cache.
+    kv_block: positions in a block of the KV cache; kv_shapes: the shapes of a layer's cache; kv_layout: a name for the
+    order of a block, which saved sessions depend on; chunk: most tokens of one
+    prefill call, enough to amortise dequantisation and few enough for the activations to stay in the cache;
+    score_chunk: the same where the logits of every position are kept.
     """
 
     chunk = 128
+    score_chunk = 128
     kv_block = BLOCK
+    kv_layout = "rows"
     kv_shapes = staticmethod(kv_shapes)
 
     def __init__(self, tiles, kv_dtype: str):
@@ -42,7 +46,8 @@ class KernelLibrary:
             a.get("gate"), bool(a["residual"]),
         )  # fmt: skip
         name = f"linear_{a['scheme']}_{_suffix(op.tokens)}"
-        return Kernel(name, ("linear", op), lambda: self.build_linear(op, name), args)
+        scratch = self.linear_scratch(op, args[0].ty.shape[0])
+        return Kernel(name, ("linear", op), lambda: self.build_linear(op, name), args, scratch=scratch)
 
     def embed(self, a: dict, args: list) -> Kernel:
         op = Embed(SCHEMES[a["scheme"]], a["vocab"], a["hidden"], tokens_of(args[-1]), a["scale"])
@@ -56,6 +61,16 @@ class KernelLibrary:
         op, last = self._attention(a, args[0]), len(args) - 1
         inplace = [last - 1, last, -1]
         return Kernel("rope_append", ("rope_append", op), lambda: self.build_rope_append(op), args, inplace)
+
+    def fuses_rope(self, a: dict) -> bool:
+        """Whether rope_append and attention of one token, with these attributes, are one kernel (rope_attention)."""
+        return False
+
+    def rope_attention(self, a: dict, args: list) -> Kernel:
+        op, last = self._attention(a, args[0]), len(args) - 1
+        name, scratch = "rope_attention", self.rope_attention_scratch(op)
+        inplace = [last - 1, last, -1]
+        return Kernel(name, (name, op), lambda: self.build_rope_attention(op, name), args, inplace, scratch)
 
     def attention(self, a: dict, args: list) -> Kernel:
         op = self._attention(a, args[0])
@@ -77,6 +92,10 @@ class KernelLibrary:
     def schedule(self, mod):
         """Schedule the functions that stock operators left behind; a CPU runs them as they are."""
         return mod
+
+    def linear_scratch(self, op: Linear, n) -> list:
+        """Workspaces that a linear kernel takes after its output."""
+        return []
 
     def finish_scratch(self) -> list:
         """Shapes of float32 workspaces that the finish_step kernel takes last."""

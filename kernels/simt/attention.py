@@ -40,17 +40,19 @@ class AttentionTiles:
         return min(64, max(8, self.blocks // op.kv_heads)) if op.tokens == 1 else self.prefill_splits
 
 
-def rope_append(op: Attention, machine: Machine, name: str = "rope_append"):
+def rope_append(op: Attention, machine: Machine, name: str = "rope_append", value_index=None):
     """PrimFunc(qkv [n, (heads+2*kv_heads)*head_dim] f32, cos [n, rotary_dim/2] f32, sin, position [1] i32,
     [q_norm [head_dim], k_norm], k cache (in place), v cache (in place), q [n, heads*head_dim] f32).
 
-    One subgroup per token and head; dimension i rotates with i + rotary_dim/2.
+    One subgroup per token and head; dimension i rotates with i + rotary_dim/2. value_index(head_dim, inside, d): where
+    a block of the V cache holds element d of its position `inside`, if not in rows.
     """
 
     def body() -> None:
         n, qkv, cos, sin, position, norms, k_cache, v_cache, q = rope_append_arguments(op)
         lanes, half = machine.subgroup, op.rotary_dim // 2
         with launch(bx=op.heads + 2 * op.kv_heads, by=n, tx=lanes) as (head, t, lane):
+            machine.follow()
             at = T.bind(T.BufferLoad(position, [0]) + t)
             block, inside = T.bind(tirx.floordiv(at, BLOCK)), T.bind(tirx.floormod(at, BLOCK) * op.head_dim)
             start = T.bind(head * op.head_dim)
@@ -83,7 +85,8 @@ def rope_append(op: Attention, machine: Machine, name: str = "rope_append"):
             with T.If(is_v):
                 with T.Then(), strided(op.head_dim, lane, lanes) as d:
                     value = tirx.Cast(op.kv_dtype, T.BufferLoad(qkv, [t, start + d]))
-                    T.buffer_store(v_cache, value, [head - op.heads - op.kv_heads, block, inside + d])
+                    place = inside + d if value_index is None else value_index(op.head_dim, tirx.floormod(at, BLOCK), d)
+                    T.buffer_store(v_cache, value, [head - op.heads - op.kv_heads, block, place])
                 with T.Else():
                     with strided(half, lane, lanes) as d:
                         low, high = T.bind(element(d)), T.bind(element(d + half))
@@ -118,7 +121,7 @@ def attention(op: Attention, tiles: AttentionTiles, machine: Machine, name: str 
         space = T.match_buffer(space_handle, workspace_shape(op, splits, n), "float32")
         slices = _Slices(op, tiles, machine, splits, n)
         slices.emit(q, k_cache, v_cache, position, space)
-        _join(op, splits, slices.teams * slices.batch, n, position, space, out)
+        _join(op, machine, splits, slices.teams * slices.batch, n, position, space, out)
 
     return prim_func(name, body)
 
@@ -145,6 +148,7 @@ class _Slices:
     def emit(self, q, k_cache, v_cache, position, space) -> None:
         op = self.op
         with launch(bx=self.splits, by=op.kv_heads, bz=self.n, tx=self.threads) as (split, kv_head, t, thread):
+            self.machine.follow()
             self.lane = T.bind(tirx.floormod(thread, self.team))
             self.crew = T.bind(tirx.floordiv(thread, self.team))
             begin, visible, share = visible_positions(op, position, t, self.splits, self.teams * self.batch)
@@ -272,10 +276,11 @@ def visible_positions(op: Attention, position, t, splits: int, least: int):
     return begin, visible, share
 
 
-def _join(op: Attention, splits: int, least: int, n, position, space, out) -> None:
+def _join(op: Attention, machine: Machine, splits: int, least: int, n, position, space, out) -> None:
     """Second kernel: softmax-weighted sum of the slices that have positions."""
     threads = 64
     with launch(bx=op.heads, by=n, tx=threads) as (head, t, thread):
+        machine.follow()
         # never under 16 bytes: compilers read ahead of a shorter loop, which memory checkers call out of bounds
         peaks, factors = shared((max(splits, 4),)), shared((max(splits, 4),))
         _, visible, share = visible_positions(op, position, t, splits, least)

@@ -21,11 +21,22 @@ class Machine:
     subgroup: lanes that run together; exchange(value, mask): the value of lane `lane ^ mask` of the subgroup.
     dot8(word, x): float32 sum of (code - 8) * x over the eight 4-bit codes of a word, where the float16x8 vector x
     holds elements 0, 4, 1, 5, 2, 6, 3, 7; None where the hardware has no packed half arithmetic worth it.
+    overlap(): for hardware that may start a kernel before the one in front of it has ended: wait until that one has,
+    and let the next kernel start. Before it a kernel may only read what older kernels wrote.
+    stream(buffer, index, dtype):
+    a load that stays where it is written, before or after `overlap`; dtype is uint32x4 or float16.
     """
 
     subgroup: int
     exchange: Callable
     dot8: Callable | None = None
+    overlap: Callable[[], None] | None = None
+    stream: Callable | None = None
+
+    def follow(self) -> None:
+        """From here on the results of the kernel in front may be read, and its inputs overwritten."""
+        if self.overlap is not None:
+            self.overlap()
 
 
 def prim_func(name: str, body: Callable[[], None]):
@@ -43,6 +54,16 @@ def launch(**extents):
     names = {"bx": "blockIdx.x", "by": "blockIdx.y", "bz": "blockIdx.z", "tx": "threadIdx.x", "ty": "threadIdx.y"}
     with contextlib.ExitStack() as stack:
         yield tuple(stack.enter_context(T.launch_thread(names[n], e)) for n, e in extents.items())
+
+
+@contextlib.contextmanager
+def resident(blocks: int | None):
+    """Hold the compiler to registers that let this many blocks share a multiprocessor (CUDA only)."""
+    if blocks is None:
+        yield
+    else:
+        with T.attr(tirx.const(0), "tirx.launch_bounds_min_blocks_per_sm", blocks):
+            yield
 
 
 def barrier() -> None:

@@ -15,7 +15,7 @@ from .weights import Rows
 _THREADS = 256
 
 
-def embed(op: Embed, name: str = "embed"):
+def embed(op: Embed, machine: Machine, name: str = "embed"):
     """PrimFunc(weight parts, tokens [n] i32, out [n, hidden] f32): dequantised rows, times `scale`."""
 
     def body() -> None:
@@ -25,6 +25,7 @@ def embed(op: Embed, name: str = "embed"):
         tokens = T.match_buffer(tokens_handle, (n,), "int32")
         out = T.match_buffer(out_handle, (n, op.hidden), "float32")
         with launch(bx=n, tx=_THREADS) as (t, thread):
+            machine.follow()
             row = T.bind(T.BufferLoad(tokens, [t]))
             with strided(w.words, thread, _THREADS) as word:
                 part = "" if op.scheme.is_float else "codes"
@@ -39,7 +40,7 @@ def embed(op: Embed, name: str = "embed"):
     return prim_func(name, body)
 
 
-def rotary_tables(half: int, tokens: int | None, factor: float, name: str = "rotary_tables"):
+def rotary_tables(half: int, tokens: int | None, factor: float, machine: Machine, name: str = "rotary_tables"):
     """PrimFunc(inv_freq [half] f32, position [1] i32, cos [n, half] f32, sin): angles (position + t) * inv_freq."""
 
     def body() -> None:
@@ -48,16 +49,18 @@ def rotary_tables(half: int, tokens: int | None, factor: float, name: str = "rot
         position = T.arg("position", T.Buffer((1,), "int32"))
         cos_handle, sin_handle = T.arg("cos", T.handle()), T.arg("sin", T.handle())
         cos, sin = (T.match_buffer(h, (n, half), "float32") for h in (cos_handle, sin_handle))
-        with launch(bx=n, tx=64) as (t, thread), strided(half, thread, 64) as i:
-            at = tirx.Cast("float32", T.BufferLoad(position, [0]) + t)
-            angle = T.bind(at * T.BufferLoad(inv_freq, [i]))
-            T.buffer_store(cos, tirx.cos(angle) * T.float32(factor), [t, i])
-            T.buffer_store(sin, tirx.sin(angle) * T.float32(factor), [t, i])
+        with launch(bx=n, tx=64) as (t, thread):
+            machine.follow()
+            with strided(half, thread, 64) as i:
+                at = tirx.Cast("float32", T.BufferLoad(position, [0]) + t)
+                angle = T.bind(at * T.BufferLoad(inv_freq, [i]))
+                T.buffer_store(cos, tirx.cos(angle) * T.float32(factor), [t, i])
+                T.buffer_store(sin, tirx.sin(angle) * T.float32(factor), [t, i])
 
     return prim_func(name, body)
 
 
-def softcap(width: int, tokens: int | None, cap: float, name: str = "softcap"):
+def softcap(width: int, tokens: int | None, cap: float, machine: Machine, name: str = "softcap"):
     """PrimFunc(x [n, width] f32, y): y = cap * tanh(x / cap)."""
 
     def body() -> None:
@@ -65,6 +68,7 @@ def softcap(width: int, tokens: int | None, cap: float, name: str = "softcap"):
         x_handle, y_handle = T.arg("x", T.handle()), T.arg("y", T.handle())
         x, y = (T.match_buffer(h, (n, width), "float32") for h in (x_handle, y_handle))
         with launch(bx=-(-width // _THREADS), by=n, tx=_THREADS) as (block, t, thread):
+            machine.follow()
             at = T.bind(block * _THREADS + thread)
             with T.If(at < width), T.Then():
                 T.buffer_store(y, T.float32(cap) * tanh(T.BufferLoad(x, [t, at]) * T.float32(1.0 / cap)), [t, at])
@@ -72,7 +76,7 @@ def softcap(width: int, tokens: int | None, cap: float, name: str = "softcap"):
     return prim_func(name, body)
 
 
-_PARTS = 64  # slices of the vocabulary that are searched side by side
+_PARTS = 256  # slices of the vocabulary that are searched side by side
 
 
 def finish_scratch() -> list[tuple]:
@@ -97,6 +101,7 @@ def finish_step(vocab: int, count: int | None, machine: Machine, name: str = "fi
             T.match_buffer(tokens_handle, (n,), "int32")  # only its length counts
         slice_ = -(-vocab // _PARTS)
         with launch(bx=_PARTS, tx=_THREADS) as (part, thread):
+            machine.follow()
             best, where = Register(T.float32(-3.4e38)), Register(T.int32(vocab - 1), "int32")
             with strided(slice_, thread, _THREADS) as i:
                 at = T.bind(part * slice_ + i)
@@ -111,6 +116,7 @@ def finish_step(vocab: int, count: int | None, machine: Machine, name: str = "fi
                 T.buffer_store(bests, best.get(), [part])
                 T.buffer_store(wheres, tirx.reinterpret("float32", where.get()), [part])
         with launch(bx=1, tx=_PARTS) as (_, thread):
+            machine.follow()
             best = Register(T.BufferLoad(bests, [thread]))
             where = Register(tirx.reinterpret("int32", T.BufferLoad(wheres, [thread])), "int32")
             _first_maximum(machine, _PARTS, thread, best, where, vocab)

@@ -36,10 +36,10 @@ class Library(KernelLibrary):
         return linear(op, self.tiles.linear, self.machine, name)
 
     def build_embed(self, op: Embed):
-        return embed(op)
+        return embed(op, self.machine)
 
     def build_rotary_tables(self, half: int, tokens: int | None, factor: float):
-        return rotary_tables(half, tokens, factor)
+        return rotary_tables(half, tokens, factor, self.machine)
 
     def build_rope_append(self, op: Attention):
         return rope_append(op, self.machine)
@@ -54,7 +54,7 @@ class Library(KernelLibrary):
         return finish_scratch()
 
     def build_softcap(self, width: int, tokens: int | None, cap: float):
-        return softcap(width, tokens, cap)
+        return softcap(width, tokens, cap, self.machine)
 
     def build_finish_step(self, vocab: int, count: int | None):
         return finish_step(vocab, count, self.machine)

@@ -24,6 +24,7 @@ from .common import (
     launch,
     local,
     prim_func,
+    resident,
     shared,
     strided,
     subgroup_reduce,
@@ -35,18 +36,21 @@ from .weights import Rows
 @dataclass(frozen=True)
 class LinearTiles:
     """gemv_rows: rows a subgroup multiplies at once, halved while the chip would not have gemv_fill subgroups;
-    gemv_depth: 16-byte loads a thread keeps in flight; gemv_subgroups: subgroups in a block; gemm_tile: outputs of a
-    block in both directions; gemm_k: columns of a tile."""
+    gemv_depth: 16-byte loads a thread keeps in flight; gemv_subgroups: subgroups in a block; gemv_blocks: blocks that
+    the chip holds at once, of which gemv_resident have to fit a multiprocessor; gemm_tile: outputs of a block in both
+    directions; gemm_k: columns of a tile."""
 
     gemv_rows: int = 4
     gemv_fill: int = 2000
     gemv_depth: int = 8
     gemv_subgroups: int = 8
+    gemv_blocks: int = 1 << 30
+    gemv_resident: int | None = None
     gemm_tile: int = 64
     gemm_k: int = 32
 
 
-class _Kernel:
+class LinearKernel:
     """Arguments, prologue and epilogue shared by the one-token and the many-token form."""
 
     def __init__(self, op: Linear, machine: Machine):
@@ -86,47 +90,86 @@ class _Kernel:
         T.buffer_store(self.y, value, [row, unit])
 
 
-def _gemv(k: _Kernel, tiles: LinearTiles) -> None:
+def _gemv(k: LinearKernel, tiles: LinearTiles) -> None:
     op, lanes = k.op, k.machine.subgroup
     threads = tiles.gemv_subgroups * lanes
-    at_once = tiles.gemv_rows
-    while at_once > k.parts and op.rows < at_once * tiles.gemv_fill:
-        at_once //= 2
-    units = min(max(1, at_once // k.parts), op.units)
+    units, count, blocks = _shares(k, tiles)
     half = op.scheme.bits == 4 and op.scheme.zero == 8 and op.scheme.dtype == "float16"
     packed = half and k.machine.dot8 is not None
-    with launch(bx=-(-op.units // (tiles.gemv_subgroups * units)), tx=threads) as (block, thread):
+    with launch(bx=blocks, tx=threads) as (block, thread), resident(tiles.gemv_resident):
         lane = T.bind(tirx.floormod(thread, lanes))
         subgroup = T.bind(tirx.floordiv(thread, lanes))
-        first = T.bind((block * tiles.gemv_subgroups + subgroup) * units)
-        rows = [T.bind(tirx.min(first + u, op.units - 1)) for u in range(units)]
-        rows = [T.bind(r + p * op.units) for r in rows for p in range(k.parts)]
-        stream = _WeightStream(k.weights, rows, lane, lanes, max(1, tiles.gemv_depth // len(rows)))
+
+        def rows_of(item):
+            """(first unit, rows) of this subgroup's share of the block's item."""
+            first = T.bind(((block + item * blocks) * tiles.gemv_subgroups + subgroup) * units)
+            rows = [T.bind(tirx.min(first + u, op.units - 1)) for u in range(units)]
+            return first, [T.bind(r + p * op.units) for r in rows for p in range(k.parts)]
+
+        stream = _WeightStream(k.weights, units * k.parts, lane, k.machine, tiles.gemv_depth, count)
+        stream.begin(rows_of(0)[1])
+        k.machine.follow()
         x = (_PackedActivations if packed else _Activations)(k, thread, threads)
-        dots = [x.factor * dot for dot in _row_dots(k, stream, x)]
-        with T.If(lane == 0), T.Then():
-            for u in range(units):
-                with T.If(first + u < op.units), T.Then():
-                    k.finish(0, first + u, dots[u * k.parts : (u + 1) * k.parts])
+        with T.serial(count) as item:
+            first, rows = rows_of(item)
+            following = None if count == 1 else (item + 1 < count, rows_of(item + 1)[1])
+            dots = [x.factor * dot for dot in _row_dots(k, stream, x, rows, following)]
+            with T.If(lane == 0), T.Then():
+                for u in range(units):
+                    with T.If(first + u < op.units), T.Then():
+                        k.finish(0, first + u, dots[u * k.parts : (u + 1) * k.parts])
+
+
+def _shares(k: LinearKernel, tiles: LinearTiles) -> tuple[int, int, int]:
+    """(units a subgroup multiplies at once, times a block does that, blocks).
+
+    No more blocks than the chip holds at once: each stages the activations for several items, and while it ends one the
+    weights of the next are under way. Fewer rows at once where that shares the work out more evenly.
+    """
+    op, options, at_once = k.op, [], tiles.gemv_rows
+    while at_once > k.parts and op.rows < at_once * tiles.gemv_fill:
+        at_once //= 2
+    steps = -(-k.weights.words // (k.machine.subgroup * k.weights.per_lane))
+    while at_once >= k.parts:  # the first option is best unless another keeps more of the blocks busy
+        if options and at_once * steps < tiles.gemv_depth:
+            break  # too few loads in flight
+        units = min(max(1, at_once // k.parts), op.units)
+        items = -(-op.units // (tiles.gemv_subgroups * units))
+        count = -(-items // tiles.gemv_blocks)
+        busy = items / (count * min(items, tiles.gemv_blocks))
+        options.append((busy, units, count, -(-items // count)))
+        if count == 1:
+            break
+        at_once //= 2
+    best = options[0]
+    for option in options[1:]:
+        if option[0] > best[0] + 0.05:
+            best = option
+    return best[1:]
 
 
 class _WeightStream:
     """Rows of a weight on their way to registers, `depth` loads per row ahead of their use.
 
-    The first loads are issued when this is made: before the activations are even staged, since weights wait for nobody.
+    `begin` issues the first loads, before the activations are even staged, since weights wait for nobody. With several
+    items the loads run on from the end of one into the next, for which depth has to divide the steps of a row.
     """
 
-    def __init__(self, w: Rows, rows: list, lane, lanes: int, depth: int):
-        self.w, self.rows, self.lane, self.span = w, rows, lane, lanes * w.per_lane
+    def __init__(self, w: Rows, rows: int, lane, machine: Machine, loads: int, items: int):
+        self.w, self.lane, self.span, self.machine = w, lane, machine.subgroup * w.per_lane, machine
         self.steps = -(-w.words // self.span)
-        self.depth = min(depth, self.steps)
+        self.depth = min(max(1, loads // rows), self.steps)
+        if items > 1:
+            self.depth = next(d for d in range(self.depth, 0, -1) if self.steps % d == 0)
         dtype = w.scheme.float_storage if w.scheme.is_float else "uint32"
-        self.slots = [[local((w.per_lane,), dtype) for _ in rows] for _ in range(self.depth)]
+        self.slots = [[local((w.per_lane,), dtype) for _ in range(rows)] for _ in range(self.depth)]
         self.scales = None
         if not w.scheme.is_float:
-            self.scales = [[local((1,), "float16") for _ in rows] for _ in range(self.depth)]
+            self.scales = [[local((1,), "float16") for _ in range(rows)] for _ in range(self.depth)]
+
+    def begin(self, rows: list) -> None:
         for d in range(self.depth):
-            self.fetch(d, T.int32(d))
+            self.fetch(d, rows, T.int32(d), True)
 
     def word(self, step):
         return step * self.span + self.lane * self.w.per_lane
@@ -140,35 +183,53 @@ class _WeightStream:
             with T.If(word < self.w.words), T.Then():
                 yield
 
-    def fetch(self, slot: int, step) -> None:
+    def fetch(self, slot: int, rows: list, step, wanted) -> None:
         w, n = self.w, self.w.per_lane
         buffer = w.buffers["" if w.scheme.is_float else "codes"]
-        with T.If(step < self.steps), T.Then():
+        with contextlib.ExitStack() as guard:
+            if wanted is not True:
+                guard.enter_context(T.If(wanted))
+                guard.enter_context(T.Then())
             word = T.bind(self.word(step))
-            with self.inside(word):
-                for r, row in enumerate(self.rows):
-                    index, whole = (word, 0) if n == 1 else (tirx.Ramp(word, 1, n), tirx.Ramp(0, 1, n))
-                    T.buffer_store(self.slots[slot][r], T.BufferLoad(buffer, [row, index]), [whole])
-                    if self.scales is not None:
-                        group = tirx.floordiv(word * w.per_word, w.scheme.group)
-                        scale = T.BufferLoad(w.buffers["scales"], [row, group])
-                        T.buffer_store(self.scales[slot][r], scale, [0])
+            guard.enter_context(self.inside(word))
+            for r, row in enumerate(rows):
+                index, whole = (word, 0) if n == 1 else (tirx.Ramp(word, 1, n), tirx.Ramp(0, 1, n))
+                stored = T.BufferLoad(buffer, [row, index])
+                if self.machine.stream is not None and n == 4 and not w.scheme.is_float:
+                    stored = self.machine.stream(buffer, [row, word], "uint32x4")
+                T.buffer_store(self.slots[slot][r], stored, [whole])
+                if self.scales is not None:
+                    group = tirx.floordiv(word * w.per_word, w.scheme.group)
+                    scale = T.BufferLoad(w.buffers["scales"], [row, group])
+                    if self.machine.stream is not None:
+                        scale = self.machine.stream(w.buffers["scales"], [row, group], "float16")
+                    T.buffer_store(self.scales[slot][r], scale, [0])
 
-    def consume(self, use) -> None:
-        """use(word, stored words per row, scale per row) for every step, fetching ahead."""
+    def consume(self, rows: list, following, use) -> None:
+        """use(word, stored words per row, scale per row) for every step of `rows`, fetching ahead; `following`: whether
+        there is a next item, and its rows, or None."""
         with T.serial(-(-self.steps // self.depth)) as chunk:
             for d in range(self.depth):
                 step = T.bind(chunk * self.depth + d)
                 word = T.bind(self.word(step))
                 with self.inside(word):
                     stored, scales = [], []
-                    for r in range(len(self.rows)):
+                    for r in range(len(rows)):
                         held = self.slots[d][r]
                         stored.append([T.bind(T.BufferLoad(held, [i])) for i in range(self.w.per_lane)])
                         if self.scales is not None:
                             scales.append(T.bind(tirx.Cast("float32", T.BufferLoad(self.scales[d][r], [0]))))
-                    self.fetch(d, step + self.depth)
+                    self.fetch_ahead(d, T.bind(step + self.depth), rows, following)
                     use(word, stored, scales)
+
+    def fetch_ahead(self, slot: int, step, rows: list, following) -> None:
+        here = step < self.steps
+        if following is None:
+            self.fetch(slot, rows, step, here)
+            return
+        more, others = following
+        chosen = [T.bind(tirx.Select(here, row, other)) for row, other in zip(rows, others, strict=True)]
+        self.fetch(slot, chosen, T.bind(tirx.Select(here, step, step - self.steps)), tirx.Or(here, more))
 
 
 class _Staged:
@@ -177,7 +238,7 @@ class _Staged:
     `factor` multiplies every dot product: 1/rms, found in the same pass, and any scaling of the stored values.
     """
 
-    def __init__(self, k: _Kernel, thread, threads: int):
+    def __init__(self, k: LinearKernel, thread, threads: int):
         self.k, self.w = k, k.weights
         squares = Register(T.float32(0))
         self.allocate()
@@ -284,24 +345,25 @@ class _PackedActivations(_Staged):
         return [s * p.get() * T.float32(self.SCALE) for s, p in zip(scales, partial, strict=True)]
 
 
-def _row_dots(k: _Kernel, stream: _WeightStream, x: _Staged) -> list:
+def _row_dots(k: LinearKernel, stream: _WeightStream, x: _Staged, rows: list, following) -> list:
     """Dot products of the rows with the staged activations; every lane has the results."""
-    totals = [Register(T.float32(0)) for _ in stream.rows]
+    totals = [Register(T.float32(0)) for _ in rows]
 
     def use(word, stored: list, scales: list) -> None:
-        for total, dot in zip(totals, x.partial_dots(stream.rows, stored, scales, word), strict=True):
+        for total, dot in zip(totals, x.partial_dots(rows, stored, scales, word), strict=True):
             total.add(dot)
 
-    stream.consume(use)
+    stream.consume(rows, following, use)
     return [subgroup_reduce(k.machine, t.get(), lambda a, b: a + b) for t in totals]
 
 
-def _gemm(k: _Kernel, tiles: LinearTiles) -> None:
+def _gemm(k: LinearKernel, tiles: LinearTiles) -> None:
     """A block computes gemm_tile tokens x gemm_tile units; 256 threads hold 4 x 4 outputs (per part) each."""
     op, w = k.op, k.weights
     tile, depth, threads, each = tiles.gemm_tile, tiles.gemm_k, 256, tiles.gemm_tile // 16
     grid_m = tirx.floordiv(k.n + tile - 1, tile)
     with launch(bx=-(-op.units // tile), by=grid_m, tx=threads) as (block_n, block_m, thread):
+        k.machine.follow()
         a = shared((depth, tile + 1))
         b = [shared((depth, tile + 1)) for _ in range(k.parts)]
         inverse = shared((tile,)) if k.norm is not None else None
@@ -337,7 +399,7 @@ def _gemm(k: _Kernel, tiles: LinearTiles) -> None:
                     k.finish(token, unit, [acc[p].get(i * each + j) for p in range(k.parts)])
 
 
-def _token_norms(k: _Kernel, token0, tile: int, thread, inverse) -> None:
+def _token_norms(k: LinearKernel, token0, tile: int, thread, inverse) -> None:
     """1/rms of the tile's tokens: one thread sums one token's columns (the activations are in cache)."""
     with T.If(thread < tile), T.Then():
         total = Register(T.float32(0))
@@ -349,7 +411,7 @@ def _token_norms(k: _Kernel, token0, tile: int, thread, inverse) -> None:
     barrier()
 
 
-def _stage_weights(k: _Kernel, b: list, unit0, k0, tile: int, depth: int, thread, threads: int) -> None:
+def _stage_weights(k: LinearKernel, b: list, unit0, k0, tile: int, depth: int, thread, threads: int) -> None:
     """Dequantise depth columns of `tile` rows (of each part) into shared memory, a word per thread at a time."""
     op, w = k.op, k.weights
     words = depth // w.per_word
@@ -371,7 +433,7 @@ def linear(op: Linear, tiles: LinearTiles, machine: Machine, name: str = "linear
     """PrimFunc(x [n, K] f32, weight parts, [norm [K]], [bias [rows]], [residual [n, units]], y [n, units] f32)."""
 
     def body() -> None:
-        kernel = _Kernel(op, machine)
+        kernel = LinearKernel(op, machine)
         (_gemv if op.tokens == 1 else _gemm)(kernel, tiles)
 
     return prim_func(name, body)

@@ -112,7 +112,6 @@ def compile_target(
         scheme_of,
         tvm.target.Target(attributes.tvm_target()),
         library,
-        library.chunk,
         dump_ir,
         lambda phase: report(f"compiling for {name} ({attributes.name}): {phase}"),
     )
@@ -132,8 +131,10 @@ def compile_target(
             "features": list(attributes.features),
             "parameters": [p[0] for p in parameters],
             "chunk": library.chunk,
+            "score_chunk": library.score_chunk,
             "kv_dtype": library.kv_dtype,
             "kv_block": library.kv_block,
+            "kv_layout": library.kv_layout,
             "workspace_bytes": workspace,
         }
         dist.manifest["targets"][name] = entry

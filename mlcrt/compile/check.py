@@ -85,7 +85,7 @@ def trace(folder: Path, target: str, tokens: list[int]) -> np.ndarray:
                     f" and the largest of its logits is that of {int(logits.argmax())}"
                 )
         engine.rollback(0)
-        rows.append(engine.score(tokens[: engine.chunk]))
+        rows.append(engine.score(tokens[: engine.score_chunk]))
         return np.concatenate(rows)
     finally:
         engine.close()

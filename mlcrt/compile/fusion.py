@@ -134,6 +134,24 @@ def fuse_gate(call, find):
     return linear.build()
 
 
+def fuse_rope_attention(library):
+    """attention(rope_append(…)) of one token → rope_attention, where the library has it as one kernel"""
+
+    def rule(call, find):
+        if ops.name_of(call) != "attention" or _shape(call.args[0])[0] != 1:
+            return None
+        q = find(call.args[0])
+        rope = find(q.tuple_value) if isinstance(q, relax.TupleGetItem) else None
+        if ops.name_of(rope) != "rope_append":
+            return None
+        attributes = {**ops.attributes(rope), **ops.attributes(call)}
+        if not library.fuses_rope(attributes):
+            return None
+        return relax.TupleGetItem(find.emit(ops.make("rope_attention", list(rope.args), **attributes)), 2)
+
+    return rule
+
+
 def fuse_residual(call, find):
     """x + linear(…) → linear with a residual input"""
     if not is_op(call, "relax.add"):

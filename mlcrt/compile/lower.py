@@ -9,6 +9,8 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 
+from mlcrt.kernels import Space
+
 from . import ops
 from .rewrite import apply_rule
 
@@ -29,7 +31,7 @@ def lower_operators(mod: tvm.IRModule, library) -> tvm.IRModule:
             known[kernel.key] = builder.add_func(function, kernel.name)
         callee = known[kernel.key]
         outputs = list(call.ty.fields) if isinstance(call.ty, relax.TupleType) else [call.ty]
-        spaces = [relax.TensorType(list(shape), "float32") for shape in kernel.scratch]
+        spaces = [relax.TensorType(list(s.shape), s.dtype) for s in map(Space.of, kernel.scratch)]
         types, single = [*outputs, *spaces], not isinstance(call.ty, relax.TupleType)
         if kernel.inplace is None:
             lowered = relax.call_tir(callee, kernel.args, types if len(types) > 1 else types[0])

@@ -9,6 +9,7 @@ attributes.
     embed(parts…, tokens; scheme, vocab, hidden, scale)                → [n, hidden]
     rotary_tables(inv_freq, position, tokens; factor)                  → (cos, sin) [n, rotary_dim/2]
     rope_append(qkv, cos, sin, position, [q_norm, k_norm], k_cache, v_cache; …) → (k_cache, v_cache, q); caches in place
+    rope_attention(arguments and attributes of both)                   → (k_cache, v_cache, [1, heads*head_dim])
     attention(q, k_cache, v_cache, position; …)                        → [n, heads*head_dim]
     softcap(x; cap)                                                    → like x
     finish_step(logits, [tokens], out, token, position)                → (out, token, position), all in place
@@ -54,6 +55,7 @@ _INFER = {
     "embed": lambda call, _: _tensor([call.args[-1].ty.shape[0], int(call.attrs["hidden"])]),
     "rotary_tables": _infer_rotary,
     "rope_append": _infer_rope_append,
+    "rope_attention": _infer_rope_append,
     "attention": lambda call, _: call.args[0].ty,
     "softcap": lambda call, _: call.args[0].ty,
     "finish_step": lambda call, _: relax.TupleType([a.ty for a in call.args[-3:]]),

@@ -26,8 +26,8 @@ def _rule(function) -> Callable[[tvm.IRModule], tvm.IRModule]:
     return lambda mod: apply_rule(mod, function)
 
 
-def phases(library, tokens_limit: int) -> list[Phase]:
-    """`library`: the target's kernels; `tokens_limit`: most tokens of one call (bounds the planned memory)."""
+def phases(library) -> list[Phase]:
+    """`library`: the target's kernels."""
     t = relax.transform
     return [
         ("fuse-dequantize-matmul", _rule(fusion.fuse_dequantize_matmul)),
@@ -35,11 +35,12 @@ def phases(library, tokens_limit: int) -> list[Phase]:
         ("fuse-norm", _rule(fusion.fuse_norm)),
         ("fuse-gate", _rule(fusion.fuse_gate)),
         ("fuse-residual", _rule(fusion.fuse_residual)),
+        ("fuse-rope-attention", _rule(fusion.fuse_rope_attention(library))),
         ("lower-operators", lambda mod: lower_operators(mod, library)),
         ("legalize", t.LegalizeOps()),
         ("fuse-remaining", tvm.transform.Sequential([t.AnnotateTIROpPattern(), t.FuseOps(), t.FuseTIR()])),
         ("schedule-remaining", library.schedule),
-        ("bound-shapes", lambda mod: _bound_tokens(mod, tokens_limit)),
+        ("bound-shapes", lambda mod: _bound_tokens(mod, {"score": library.score_chunk}, library.chunk)),
         ("lower-calls", tvm.transform.Sequential([t.ToNonDataflow(), t.RemovePurityChecking(), t.CallTIRRewrite()])),
         ("plan-memory", t.StaticPlanBlockMemory()),
         (
@@ -63,7 +64,6 @@ def compile_decoder(
     scheme_of,
     target: tvm.target.Target,
     library,
-    tokens_limit: int,
     dump: Path | None = None,
     progress: Callable[[str], None] = lambda phase: None,
 ):
@@ -72,7 +72,7 @@ def compile_decoder(
     workspace = 0
     with target, tvm.transform.PassContext(opt_level=3):
         _dump(dump, 0, "export", mod)
-        for i, (name, phase) in enumerate(phases(library, tokens_limit)):
+        for i, (name, phase) in enumerate(phases(library)):
             progress(name)
             mod = phase(mod)
             if name == "plan-memory":
@@ -84,10 +84,11 @@ def compile_decoder(
     return executable, signature, workspace
 
 
-def _bound_tokens(mod: tvm.IRModule, limit: int) -> tvm.IRModule:
+def _bound_tokens(mod: tvm.IRModule, limits: dict[str, int], default: int) -> tvm.IRModule:
+    """Say how many tokens one call of each function takes at most, which bounds the planned memory."""
     for var, function in list(mod.functions_items()):
         if isinstance(function, relax.Function):
-            mod.update_func(var, function.with_attr("tir_var_upper_bound", {"n": limit}))
+            mod.update_func(var, function.with_attr("tir_var_upper_bound", {"n": limits.get(var.name_hint, default)}))
     return mod
 
 

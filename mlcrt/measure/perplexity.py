@@ -121,8 +121,8 @@ def score(engine: Any, part: Window) -> np.ndarray:
     """Negative natural-log likelihoods, float64 [len(part.tokens) - part.first], of the scored tokens."""
     engine.rollback(0)
     inputs, targets, out = part.tokens[:-1], part.tokens[1:], []
-    for start in range(0, len(inputs), engine.chunk):
-        logits = engine.score(inputs[start : start + engine.chunk])
+    for start in range(0, len(inputs), engine.score_chunk):
+        logits = engine.score(inputs[start : start + engine.score_chunk])
         skip = max(part.first - 1 - start, 0)
         if skip < len(logits):
             out.append(losses(logits[skip:], targets[start + skip : start + len(logits)]))

@@ -103,7 +103,9 @@ def _draw(name: str, shape, dtype: str, config: DecoderConfig, pool: bytes, rng)
     if name.endswith((".scales", ".mins")):
         columns = shape[-1] * 32
         size = 1 / (4.6 * math.sqrt(columns))  # uniform 4-bit codes have a standard deviation of 4.6
-        return np.full(shape, -7.5 * size if name.endswith(".mins") else size, dtype)
+        if name.endswith(".mins"):
+            return np.full(shape, -7.5 * size, dtype)
+        return (np.resize(rng.uniform(0.8 * size, 1.2 * size, 1 << 16), count).reshape(shape)).astype(dtype)
     if len(shape) == 1:
         return np.ones(shape, dtype)
     return (np.resize(rng.standard_normal(1 << 20), count).reshape(shape) / math.sqrt(shape[-1])).astype(dtype)

@@ -46,6 +46,7 @@ class Engine:
             )
         self.manifest, self.config, self.device = opened.manifest, opened.config, name
         self.chunk: int = entry["chunk"]
+        self.score_chunk: int = entry["score_chunk"]
         self._entry = entry
         self._load(opened, target, self._plan(opened, target, context))
 
@@ -147,9 +148,9 @@ class Engine:
         return self._logits_view()
 
     def score(self, tokens: Sequence[int]) -> np.ndarray:
-        """Append at most `chunk` tokens; float32 logits [len(tokens), vocab], row i after token i."""
-        if len(tokens) > self.chunk:
-            raise MlcrtError(f"score takes at most {self.chunk} tokens at once, not {len(tokens)}")
+        """Append at most `score_chunk` tokens; float32 logits [len(tokens), vocab], row i after token i."""
+        if len(tokens) > self.score_chunk:
+            raise MlcrtError(f"score takes at most {self.score_chunk} tokens at once, not {len(tokens)}")
         self._admit(tokens)
         self._begin()
         result = self._score(self._runtime.place(np.array(tokens, np.int32)), self._state_bundle, self._params)
@@ -215,7 +216,7 @@ class Engine:
         return {
             "signature": self.manifest["params"]["signature"],
             "model": f"{self.manifest['name']}-{self.manifest['quantization']}",
-            "layout": f"{self._entry['kv_dtype']}/{self._entry['kv_block']}",
+            "layout": f"{self._entry['kv_dtype']}/{self._entry['kv_block']}/{self._entry['kv_layout']}",
         }
 
     def _blocks(self, tokens: int) -> int:

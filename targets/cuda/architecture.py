@@ -19,6 +19,11 @@ class CudaArch:
     sms: tuple[str, ...]
     features: tuple[str, ...] = ()
 
+    @property
+    def oldest(self) -> int:
+        """Number of the oldest architecture."""
+        return min(map(_number, self.sms))
+
     def kv_dtype(self, wanted: str) -> str:
         return wanted
 

@@ -13,6 +13,7 @@ str code.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -24,6 +25,7 @@ from pathlib import Path
 from mlcrt.errors import MlcrtError
 from mlcrt.targets.cpu.link import binary_object, link
 
+from . import nvrtc
 from .architecture import CudaArch
 
 
@@ -43,6 +45,9 @@ def _pack_imports(arch: CudaArch, module, _is_system_lib, prefix: str, workspace
     return binary_object(packed, f"{prefix}__tvm_ffi__library_bin", Path(workspace))
 
 
+OVERLAP_TAG = b"tirx.use_programtic_dependent_launch"  # as TVM's runtime spells it
+
+
 class _Reader:
     def __init__(self, data: bytes):
         self.data, self.at = data, 0
@@ -58,6 +63,12 @@ class _Reader:
 
     def skip(self, count: int) -> None:
         self.at += count
+
+    def vector(self, size: int) -> bytes:
+        """A vector of `size`-byte elements with its length in front, as it stands."""
+        start = self.at
+        self.skip(size * self.u64())
+        return self.data[start : self.at]
 
 
 def _text(value: bytes) -> bytes:
@@ -88,24 +99,42 @@ def _compile_payload(payload: bytes, compiler: Callable[[bytes], bytes]) -> byte
     reader = _Reader(payload)
     if reader.text() != b"cuda":
         return payload  # machine code already
-    start = reader.at
-    for _ in range(reader.u64()):
-        reader.text()
-        reader.text()
-        reader.skip(4 * reader.u64())
-        for _ in range(reader.u64()):
-            reader.text()
-        reader.skip(4 * reader.u64())
-    functions = payload[start : reader.at]
-    return _text(b"fatbin") + functions + _text(compiler(reader.text()))
+    count = reader.u64()
+    functions = []
+    for _ in range(count):
+        key, name = reader.text(), reader.text()
+        types = reader.vector(4)
+        tags = [reader.text() for _ in range(reader.u64())]
+        functions.append((key, name, types, tags, reader.vector(4)))
+    source = reader.text()
+    result = [_text(b"fatbin"), struct.pack("<Q", count)]
+    for key, name, types, tags, extra in functions:
+        if overlaps(source, name):
+            tags = [OVERLAP_TAG, *tags]  # the tag of dynamic shared memory has to stay last
+        result += [_text(key), _text(name), types, struct.pack("<Q", len(tags)), *map(_text, tags), extra]
+    return b"".join(result) + _text(compiler(source))
+
+
+def overlaps(source: bytes, kernel: bytes) -> bool:
+    """Whether a kernel waits for the one in front of it by itself, so that it may be launched before that has ended."""
+    start = re.search(rb"__global__[^;{]*\b" + re.escape(kernel) + rb"\([^;{]*\)\s*\{", source)
+    end = source.find(b"__global__", start.end()) if start else -1
+    return start is not None and b"mlcrt_overlap(" in source[start.end() : end if end > 0 else len(source)]
 
 
 def compile_source(source: bytes, sms: tuple[str, ...]) -> bytes:
     """CUDA source → fat binary with machine code for every architecture, and PTX of the newest for later ones."""
-    nvcc = _nvcc()
-    if nvcc is None:
-        raise MlcrtError(compiler_missing())
+    # Activations are float: were they promised to be nobody else's, their loads could move before mlcrt_overlap.
+    source = source.replace(b"float* __restrict__", b"float*")
     numbers = sorted(int(s.removeprefix("sm_")) for s in sms)
+    if nvrtc.available():
+        return nvrtc.compile_fatbin(source, numbers)
+    if (compiler := _nvcc()) is None:
+        raise MlcrtError(compiler_missing())
+    return _compile_with_nvcc(compiler, source, numbers)
+
+
+def _compile_with_nvcc(nvcc: str, source: bytes, numbers: list[int]) -> bytes:
     flags = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in numbers]
     flags.append(f"-gencode=arch=compute_{numbers[-1]},code=compute_{numbers[-1]}")
     with tempfile.TemporaryDirectory() as scratch:
@@ -121,7 +150,9 @@ def compile_source(source: bytes, sms: tuple[str, ...]) -> bytes:
 
 def compiler_missing() -> str | None:
     """Why CUDA sources cannot be compiled here, if they cannot."""
-    return None if _nvcc() else "compiling for CUDA needs nvcc, and there is none on PATH; install the CUDA toolkit"
+    if nvrtc.available() or _nvcc():
+        return None
+    return "compiling for CUDA needs NVRTC or nvcc, and neither is here; pip install 'mlcrt[cuda]'"
 
 
 def _nvcc() -> str | None:

@@ -39,7 +39,7 @@ def stages(hf_config: dict, scheme: str = "q4f16_1") -> dict:
     library = cpu.library(cpu.attributes("x86-64-v3"), "float32")
     mod, _ = build_module(decoder_config(hf_config), lambda _: SCHEMES[scheme], library.kv_shapes, library.kv_dtype)
     result = {"export": mod}
-    for name, phase in phases(library, 128):
+    for name, phase in phases(library):
         if name not in FUSIONS:
             break
         result[name] = mod = phase(mod)
@@ -131,7 +131,7 @@ def test_other_families(case, after):
 def test_dump_ir_writes_every_phase(model, tmp_path):
     compile_model(model, "q4f16_1", "cpu", dist_root=tmp_path / "dist", dump_ir=tmp_path / "ir" / "new")
     cpu = all_targets()["cpu"]
-    names = [name for name, _ in phases(cpu.library(cpu.attributes(""), "float16"), 128)]
+    names = [name for name, _ in phases(cpu.library(cpu.attributes(""), "float16"))]
     files = sorted((tmp_path / "ir" / "new").iterdir())
     assert [f.name for f in files] == [f"{i:02d}-{n}.py" for i, n in enumerate(["export", *names])]
     text = {f.name[3:-3]: f.read_text() for f in files}

@@ -49,6 +49,57 @@ def entries(code: bytes) -> set[tuple[int, int]]:
     return found
 
 
+def launch_tags(dist: Path) -> dict[str, list[str]]:
+    """Kernel → launch tags, as the compiler wrote them into the library."""
+    found, code = {}, (dist / "cuda" / "lib.so").read_bytes()
+    start = code.index(text(b"fatbin")) + len(text(b"fatbin"))
+    reader = fatbin._Reader(code[start:])
+    for _ in range(reader.u64()):
+        name = reader.text()
+        reader.text()
+        reader.vector(4)
+        found[name.decode()] = [reader.text().decode() for _ in range(reader.u64())]
+        reader.vector(4)
+    return found
+
+
+def test_kernels_start_early_only_where_every_architecture_can_wait(library, tmp_path):
+    early = fatbin.OVERLAP_TAG.decode()
+    assert not any(early in tags for tags in launch_tags(library[0]).values())  # sm_80 cannot
+    model = tiny.make_tiny("llama3_gqa7", tmp_path / "model")
+    tags = launch_tags(compile_model(model, "q4f16_1", "cuda:sm_90", dist_root=tmp_path))
+    assert {name for name in tags if early not in tags[name]} == {"last_row_kernel"}  # a stock kernel that never waits
+    dynamic = [t for t in tags.values() if "tirx.use_dyn_shared_memory" in t]
+    assert dynamic and all(t[-1] == "tirx.use_dyn_shared_memory" for t in dynamic)  # what TVM's runtime demands
+
+
+def test_attention_of_one_token_is_one_kernel_and_products_of_many_use_tensor_cores(library):
+    names = set(launch_tags(library[0]))
+    assert "rope_attention_kernel" in names and not any(n.startswith("attention_decode") for n in names)
+    prefill = {n for n in names if n.startswith("linear_q4f16_1_prefill")}
+    assert prefill and len(prefill) == 2 * len({n for n in prefill if n.endswith("_kernel_1")})  # prepare and product
+
+
+@pytest.mark.parametrize(
+    ("kernel", "expected"), [(b"a", True), (b"b", False), (b"ab", True)]
+)
+def test_which_kernels_wait_for_the_one_in_front(kernel, expected):
+    source = b"""__global__ void a(int* x);
+__global__ void b(int* x);
+__global__ void __launch_bounds__(64) a(int* x) { mlcrt_overlap(); }
+__global__ void b(int* x) { x[0] = 1; }
+__global__ void ab(int* x) { if (x) { mlcrt_overlap(); } }
+"""
+    assert fatbin.overlaps(source, kernel) is expected
+
+
+def test_before_ampere_there_are_no_tensor_core_kernels():
+    from mlcrt.kernels.mma.library import Library
+
+    assert isinstance(cuda.library(cuda.attributes("sm_80"), "float16"), Library)
+    assert not isinstance(cuda.library(cuda.attributes("sm_75,sm_80"), "float16"), Library)
+
+
 def test_manifest_names_the_architectures(library):
     entry = open_dist(library[0]).manifest["targets"]["cuda"]
     assert entry["arch"] == "sm_80+sm_90"

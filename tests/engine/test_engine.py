@@ -206,8 +206,8 @@ def test_long_prompts_equal_their_pieces(engine, length):
         row = engine.prefill(TOKENS[at : min(length, at + int(rng.integers(1, 90)))])
     assert difference(row, whole) < 1e-5
     engine.rollback(0)
-    for start in range(0, length, engine.chunk):
-        rows = engine.score(TOKENS[start : min(length, start + engine.chunk)])
+    for start in range(0, length, engine.score_chunk):
+        rows = engine.score(TOKENS[start : min(length, start + engine.score_chunk)])
     assert difference(rows[-1], whole) < 1e-5
 
 

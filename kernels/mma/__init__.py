@@ -1,0 +1,5 @@
+"""Kernels for NVIDIA's tensor cores: attention and prefill products. The rest comes from `simt`."""
+
+from .unit import MatrixUnit
+
+__all__ = ["MatrixUnit"]

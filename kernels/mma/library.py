@@ -1,0 +1,57 @@
+"""The GPU library with the parts that tensor cores do better."""
+
+from __future__ import annotations
+
+from mlcrt.kernels import Space
+from mlcrt.kernels.records import Attention, Linear
+from mlcrt.kernels.simt import Library as SimtLibrary
+from mlcrt.kernels.simt import Machine, Tiles
+from mlcrt.kernels.simt.attention import rope_append
+
+from .attention import decode_spaces, prefill_attention, rope_attention, supports, value_index
+from .linear import PrefillTiles, covers, prefill_linear, prepared_shape
+from .unit import MatrixUnit
+
+
+class Library(SimtLibrary):
+    """`unit` is the target's tensor cores. A model whose attention they do not fit uses simt's throughout, because the
+    V cache has an order of its own here."""
+
+    chunk = 1024
+    kv_layout = "mma"
+
+    def __init__(self, tiles: Tiles, kv_dtype: str, machine: Machine, unit: MatrixUnit):
+        super().__init__(tiles, kv_dtype, machine)
+        self.unit, self.prefill_tiles = unit, PrefillTiles()
+
+    def fuses_rope(self, a: dict) -> bool:
+        """Whether rope_append and attention of one token become one kernel."""
+        return supports(self._shape(a))
+
+    def _shape(self, a: dict) -> Attention:
+        return Attention(a["heads"], a["kv_heads"], a["head_dim"], 1, self.kv_dtype, 1.0)
+
+    def build_rope_append(self, op: Attention):
+        return rope_append(op, self.machine, value_index=value_index if supports(op) else None)
+
+    def build_rope_attention(self, op: Attention, name: str):
+        return rope_attention(op, self.tiles.attention, self.machine, self.unit, name)
+
+    def rope_attention_scratch(self, op: Attention) -> list:
+        return decode_spaces(op, self.tiles.attention)
+
+    def attention_scratch(self, op: Attention, n) -> list:
+        return [] if supports(op) and op.tokens is None else super().attention_scratch(op, n)
+
+    def build_attention(self, op: Attention, name: str):
+        if supports(op) and op.tokens is None:
+            return prefill_attention(op, self.machine, self.unit, name)
+        return super().build_attention(op, name)
+
+    def linear_scratch(self, op: Linear, n) -> list:
+        return [Space(prepared_shape(op, n), "float16")] if covers(op) else []
+
+    def build_linear(self, op: Linear, name: str):
+        if covers(op):
+            return prefill_linear(op, self.prefill_tiles, self.machine, self.unit, name)
+        return super().build_linear(op, name)
