@@ -31,6 +31,9 @@ class DeviceRuntime:
         """The library's functions: a lookup by name."""
         return self._vm.VirtualMachine(self._tvm.runtime.load_module(str(library)), self.device)
 
+    def reserve(self, size: int) -> None:
+        """Memory for `size` bytes of tensors that are about to be placed; 0: no more of them come."""
+
     def place(self, array: np.ndarray):
         """A device tensor with the array's values."""
         return self._tvm.runtime.tensor(np.ascontiguousarray(array), self.device)

@@ -163,7 +163,7 @@ def query_scale(op: Attention) -> float:
     return op.scale if op.softcap is not None else op.scale * _LOG2E
 
 
-PREFILL_TILES = 3  # of eight queries, for one warp
+PREFILL_TILES = 2  # of eight queries, for one warp
 
 
 def prefill_attention(op: Attention, machine: Machine, unit: MatrixUnit, name: str):

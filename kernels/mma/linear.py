@@ -2,8 +2,8 @@
 
 Two kernels: `prepare` normalises the activations and writes them as float16 in the order of the packed codes; the
 product then streams both operands through shared memory with asynchronous copies. A block computes 128 tokens x 128
-weight rows: with four warps of 64 x 64, two blocks to a multiprocessor, or, where there are too few rows for so many
-blocks, with eight warps of 64 x 32.
+weight rows: with four warps of 64 x 64, two blocks to a multiprocessor, or, where tokens and rows are too few for so
+many blocks, with eight warps of 64 x 32.
 
 Order: 32 neighbouring columns are two steps of the contraction. Lane column c holds columns 8c .. 8c+7 of them, which
 of a 4-bit weight is one word, as the pairs (0,4) (1,5) | (2,6) (3,7) that unpacking two codes at once gives.
@@ -42,10 +42,10 @@ PREPARE_THREADS = 256
 
 @dataclass(frozen=True)
 class PrefillTiles:
-    """stages: copies in flight, of 20.5 KB each; few: up to so many weight rows a block has eight warps."""
+    """stages: copies in flight, of 20.5 KB each; few: up to so many blocks, each has eight warps."""
 
     stages: int = 4
-    few: int = 8192
+    few: int = 198
 
 
 def covers(op: Linear) -> bool:
@@ -76,8 +76,15 @@ def prefill_linear(op: Linear, tiles: PrefillTiles, machine: Machine, unit: Matr
         kernel = LinearKernel(op, machine)
         prepared = T.match_buffer(T.arg("prepared", T.handle()), prepared_shape(op, kernel.n), "float16")
         _prepare(kernel, prepared)
-        product = _Product(kernel, tiles, unit, prepared)
-        product.emit()
+        columns = -(-op.rows // ROWS)
+        if columns > tiles.few:
+            _Product(kernel, tiles, unit, prepared, 64).emit()
+            return
+        with T.If(tirx.floordiv(kernel.n + TOKENS - 1, TOKENS) * columns <= tiles.few):
+            with T.Then():
+                _Product(kernel, tiles, unit, prepared, 32).emit()
+            with T.Else():
+                _Product(kernel, tiles, unit, prepared, 64).emit()
 
     return prim_func(name, body)
 
@@ -115,12 +122,12 @@ class _Product:
     banks: activations by the parity of the token, codes by bit 2 of the row.
     """
 
-    def __init__(self, k: LinearKernel, tiles: PrefillTiles, unit: MatrixUnit, prepared):
+    def __init__(self, k: LinearKernel, tiles: PrefillTiles, unit: MatrixUnit, prepared, warp_rows: int):
         self.k, self.op, self.unit, self.prepared = k, k.op, unit, prepared
         self.stages = tiles.stages
         self.packed = _packed(k.op)
         self.steps = _padded(k.op) // DEPTH
-        self.warp_rows = 32 if k.op.rows <= tiles.few else 64
+        self.warp_rows = warp_rows
         self.threads = TOKENS // WARP_TOKENS * ROWS // self.warp_rows * 32
         self.block_units = ROWS // k.parts
 

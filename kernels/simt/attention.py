@@ -50,9 +50,15 @@ def rope_append(op: Attention, machine: Machine, name: str = "rope_append", valu
 
     def body() -> None:
         n, qkv, cos, sin, position, norms, k_cache, v_cache, q = rope_append_arguments(op)
-        lanes, half = machine.subgroup, op.rotary_dim // 2
-        with launch(bx=op.heads + 2 * op.kv_heads, by=n, tx=lanes) as (head, t, lane):
+        lanes, half, heads = machine.subgroup, op.rotary_dim // 2, op.heads + 2 * op.kv_heads
+        together = max(1, 128 // lanes) if op.tokens is None else 1  # subgroups of a block: tiny blocks start slowly
+        grid = {"bx": -(-heads // together), "by": n, "tx": lanes * together}
+        with launch(**grid) as (part, t, thread), contextlib.ExitStack() as guard:
             machine.follow()
+            lane, head = T.bind(tirx.floormod(thread, lanes)), T.bind(part * together + tirx.floordiv(thread, lanes))
+            if heads % together:
+                guard.enter_context(T.If(head < heads))
+                guard.enter_context(T.Then())
             at = T.bind(T.BufferLoad(position, [0]) + t)
             block, inside = T.bind(tirx.floordiv(at, BLOCK)), T.bind(tirx.floormod(at, BLOCK) * op.head_dim)
             start = T.bind(head * op.head_dim)

@@ -71,11 +71,14 @@ class Engine:
         except Exception as error:
             reason = (str(error).strip().splitlines() or ["unknown reason"])[-1]
             raise MlcrtError(f"{path} cannot be loaded ({reason}); compile it again with mlcrt compile") from None
+        count = len(self._entry["parameters"]) + 2 * self.config.layers + 3
+        runtime.reserve(plan.weights + plan.kv + 4 * self.config.vocab + 256 * count)
         self._params = runtime.bundle(self._read_params(opened))
         shapes = self._cache_shapes(plan.blocks)
         arrays = [np.zeros(1, np.int32), np.zeros(1, np.int32), np.zeros((1, self.config.vocab), np.float32)]
         arrays += [np.zeros(shape, self._entry["kv_dtype"]) for shape in shapes]
         self._state = [runtime.place(a) for a in arrays]
+        runtime.reserve(0)
         self._state_bundle = runtime.bundle(self._state)
         self._token = runtime.view(self._state[_TOKEN])
         self._position = runtime.view(self._state[_POSITION])

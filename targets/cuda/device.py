@@ -8,6 +8,8 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from mlcrt.errors import MlcrtError
 from mlcrt.targets import ProbeResult
 from mlcrt.targets.device import DeviceRuntime
@@ -63,6 +65,9 @@ def _load_tvm_runtime(folder: Path) -> None:
         raise MlcrtError(f"TVM's CUDA runtime cannot be loaded ({error}); install apache-tvm again") from None
 
 
+ALIGNMENT = 256  # of a tensor in the arena, in bytes
+
+
 class CudaRuntime(DeviceRuntime):
     """A CUDA device: the step is a graph, and tokens stay on the device until they are asked for."""
 
@@ -72,6 +77,20 @@ class CudaRuntime(DeviceRuntime):
 
         _load_tvm_runtime(Path(tvm.__file__).parent / "lib")
         super().__init__(tvm.cuda(index))
+        self._arena, self._used = None, 0
+
+    def reserve(self, size: int) -> None:
+        """One allocation for all: the driver rounds each up to 2 MB, which for a model's tensors is hundreds of MB."""
+        self._arena = self._tvm.runtime.empty((size,), "uint8", self.device) if size else None
+        self._used = 0
+
+    def place(self, array: np.ndarray):
+        if self._arena is None or self._used + array.nbytes > self._arena.shape[0]:
+            return super().place(array)
+        tensor = self._arena._create_view(array.shape, str(array.dtype), self._used)
+        tensor.copyfrom(np.ascontiguousarray(array))
+        self._used += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+        return tensor
 
     def available_bytes(self) -> int | None:
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
