@@ -20,6 +20,7 @@ from mlcrt.kernels.records import Attention
 from .functions import exp, tanh
 from .vector import (
     Accumulator,
+    Sums,
     const,
     hold,
     horizontal_max,
@@ -27,6 +28,7 @@ from .vector import (
     load,
     segments,
     splat,
+    stack,
     store,
     to_float,
     vtype,
@@ -113,7 +115,7 @@ class _Rotate:
 
     def _inverse_rms(self, start):
         op = self.op
-        total = T.alloc_buffer((1,), "float32", scope="local")
+        total = stack(1)
         T.buffer_store(total, T.float32(0), [0])
         for first, lanes, count in segments(op.head_dim, self.tiles.lanes):
             acc = Accumulator(lanes)
@@ -170,9 +172,9 @@ class _Pass:
         blocks = hold(tirx.floordiv(ends[-1], BLOCK) + 1 - first_block)
         peak = [Accumulator(1, _MASKED) for _ in rows]
         weight = [Accumulator(BLOCK) for _ in rows]  # softmax denominators, one per lane
-        sums = [T.alloc_buffer((op.head_dim,), "float32", scope="local") for _ in rows]
+        sums = [Sums(op.head_dim) for _ in rows]
         for acc in sums:
-            self._each(lambda d, lanes, acc=acc: store(acc, const(0.0, lanes), [], d, lanes))
+            self._each(lambda d, lanes, acc=acc: acc.store(const(0.0, lanes), d, lanes))
         with T.serial(blocks) as b:
             block = hold(first_block + b)
             scores = self._scores(tokens, columns, block)
@@ -183,7 +185,7 @@ class _Pass:
             inverse = hold(T.float32(1) / horizontal_sum(weight[r].get(), BLOCK))
             self._each(
                 lambda d, lanes, r=r, inverse=inverse: store(
-                    self.out, load(sums[r], [], d, lanes) * splat(inverse, lanes), [tokens[r]], columns[r] + d, lanes
+                    self.out, sums[r].load(d, lanes) * splat(inverse, lanes), [tokens[r]], columns[r] + d, lanes
                 )
             )
 
@@ -232,7 +234,7 @@ class _Pass:
         weight.set(weight.get() * splat(shrink, BLOCK) + p)
         score.set(p)
         self._each(
-            lambda d, lanes: store(sums, load(sums, [], d, lanes) * splat(shrink, lanes), [], d, lanes)
+            lambda d, lanes: sums.store(sums.load(d, lanes) * splat(shrink, lanes), d, lanes)
         )
 
     def _accumulate(self, scores: list[Accumulator], block, sums: list) -> None:
@@ -242,6 +244,6 @@ class _Pass:
             def add(d, lanes):
                 values = hold(to_float(load(self.v, [self.kv_head, block], lane * self.op.head_dim + d, lanes), lanes))
                 for acc, factor in zip(sums, factors, strict=True):
-                    store(acc, load(acc, [], d, lanes) + values * splat(factor, lanes), [], d, lanes)
+                    acc.store(acc.load(d, lanes) + values * splat(factor, lanes), d, lanes)
 
             self._each(add)

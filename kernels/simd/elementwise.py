@@ -10,7 +10,7 @@ from mlcrt.kernels.arguments import weight_arguments
 from mlcrt.kernels.records import Embed
 
 from .functions import tanh
-from .vector import Accumulator, const, hold, horizontal_max, load, segments, store
+from .vector import Accumulator, const, hold, horizontal_max, load, segments, stack, store
 from .weights import Rows
 
 
@@ -92,7 +92,7 @@ def finish_step(vocab: int, count: int | None, lanes: int, name: str = "finish_s
         position = T.arg("position", T.Buffer((1,), "int32"))
         if count is None:
             T.match_buffer(tokens_handle, (n,), "int32")  # only its length counts
-        best = T.alloc_buffer((1,), "float32", scope="local")
+        best = stack(1)
         T.buffer_store(best, T.float32(-3.4e38), [0])
         for first, wide, steps in segments(vocab, lanes):
             acc = Accumulator(wide, -3.4e38)

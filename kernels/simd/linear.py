@@ -19,7 +19,7 @@ from mlcrt.kernels.arguments import weight_arguments
 from mlcrt.kernels.records import Linear
 
 from .functions import activation
-from .vector import Accumulator, const, halves, horizontal_sum, load, segments, splat, store
+from .vector import Accumulator, const, halves, horizontal_sum, load, segments, splat, stack, store
 from .weights import Rows
 
 
@@ -72,7 +72,7 @@ class _Kernel:
     def inverse_rms(self, row):
         """1 / sqrt(mean(x²) + eps) of one token."""
         lanes, columns = self.tiles.lanes, self.op.columns
-        total = T.alloc_buffer((1,), "float32", scope="local")
+        total = stack(1)
         T.buffer_store(total, T.float32(0), [0])
         for start, width, count in segments(columns, lanes):
             acc = Accumulator(width)
