@@ -38,6 +38,13 @@ def stack(count: int, dtype: str = "float32"):
     return T.alloc_buffer((count,), dtype, scope="global")
 
 
+def opaque(value):
+    """An int32 that TVM's simplifier does not look into: what it can prove of a long index takes it seconds."""
+    buffer = stack(1, "int32")
+    T.buffer_store(buffer, value, [0])
+    return T.BufferLoad(buffer, [0])
+
+
 def hold(value):
     """Compute once, use often: the value of `value` in a local buffer.
 
@@ -93,11 +100,23 @@ def repeat(value, lanes: int, times: int):
     return tirx.Shuffle([value] * times, [i // times for i in range(lanes * times)])
 
 
+def every(chunks: list, lanes: int) -> list:
+    """Of n vectors (a power of two) that hold consecutive elements: vector j has elements j, j + n, j + 2n …"""
+    if len(chunks) == 1:
+        return chunks
+    pairs = list(zip(chunks[::2], chunks[1::2], strict=True))
+    even, odd = (
+        every([hold(tirx.Shuffle([a, b], list(range(first, 2 * lanes, 2)))) for a, b in pairs], lanes)
+        for first in (0, 1)
+    )
+    return [value for pair in zip(even, odd, strict=True) for value in pair]
+
+
 def halves(value, lanes: int):
     half = lanes // 2
     if half == 1:
         return tirx.Shuffle([value], [0]), tirx.Shuffle([value], [1])
-    kind = vtype("float32", half)
+    kind = vtype(str(value.ty.dtype).partition("x")[0], half)
     return tirx.call_intrin(kind, "tirx.vectorlow", value), tirx.call_intrin(kind, "tirx.vectorhigh", value)
 
 

@@ -49,12 +49,13 @@ def rope_append(op: Attention, machine: Machine, name: str = "rope_append", valu
     """
 
     def body() -> None:
-        n, qkv, cos, sin, position, norms, k_cache, v_cache, q = rope_append_arguments(op)
+        n, qkv, cos, sin, places, norms, k_cache, v_cache, q = rope_append_arguments(op)
         lanes, half = machine.subgroup, op.rotary_dim // 2
         with launch(bx=op.heads + 2 * op.kv_heads, by=n, tx=lanes) as (head, t, lane):
             machine.follow()
-            at = T.bind(T.BufferLoad(position, [0]) + t)
-            block, inside = T.bind(tirx.floordiv(at, BLOCK)), T.bind(tirx.floormod(at, BLOCK) * op.head_dim)
+            at = T.bind(places.at(t))
+            block = T.bind(places.block(t, tirx.floordiv(at, BLOCK)))
+            inside = T.bind(tirx.floormod(at, BLOCK) * op.head_dim)
             start = T.bind(head * op.head_dim)
             is_q, is_v = head < op.heads, head >= op.heads + op.kv_heads
             inverse = Register(T.float32(1))
