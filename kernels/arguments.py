@@ -25,6 +25,45 @@ def match_caches(op: Attention, k_handle, v_handle):
     return T.match_buffer(k_handle, k_shape, op.kv_dtype), T.match_buffer(v_handle, v_shape, op.kv_dtype)
 
 
+class Places(NamedTuple):
+    """Where the tokens of a call stand: position [1] i32 of the first one, or one entry of positions [n] i32 and
+    sequences [n] i32 for each, and blocks [sequences, most blocks] i32, which block of the cache holds which 16
+    positions of a sequence."""
+
+    position: object
+    sequence: object | None = None
+    blocks: object | None = None
+
+    def at(self, token):
+        """The token's position in its sequence."""
+        if self.sequence is None:
+            return T.BufferLoad(self.position, [0]) + token
+        return T.BufferLoad(self.position, [token])
+
+    def block(self, token, index):
+        """Where block `index` of the token's sequence lies in the cache."""
+        if self.sequence is None:
+            return index
+        return T.BufferLoad(self.blocks, [T.BufferLoad(self.sequence, [token]), index])
+
+
+class PlaceHandles:
+    """Declares Places in two steps, for every handle has to come before the first shape."""
+
+    def __init__(self, paged: bool):
+        self.paged = paged
+        if paged:
+            self.handles = [T.arg(name, T.handle()) for name in ("positions", "sequences", "blocks")]
+        else:
+            self.position = T.arg("position", T.Buffer((1,), "int32"))
+
+    def match(self, n) -> Places:
+        if not self.paged:
+            return Places(self.position)
+        position, sequence = (T.match_buffer(h, (n,), "int32") for h in self.handles[:2])
+        return Places(position, sequence, T.match_buffer(self.handles[2], (T.int32(), T.int32()), "int32"))
+
+
 class RopeAppend(NamedTuple):
     """The buffers of rope_append; `norms` is (q_norm, k_norm) or None."""
 
@@ -32,7 +71,7 @@ class RopeAppend(NamedTuple):
     qkv: object
     cos: object
     sin: object
-    position: object
+    places: Places
     norms: list | None
     k_cache: object
     v_cache: object
@@ -40,11 +79,11 @@ class RopeAppend(NamedTuple):
 
 
 def rope_append_arguments(op: Attention) -> RopeAppend:
-    """Declare (qkv [n, (heads+2*kv_heads)*head_dim] f32, cos [n, rotary_dim/2] f32, sin, position [1] i32,
-    [q_norm [head_dim] f32, k_norm], k cache, v cache, q [n, heads*head_dim] f32) inside a prim_func frame."""
+    """Declare (qkv [n, (heads+2*kv_heads)*head_dim] f32, cos [n, rotary_dim/2] f32, sin, places (see
+    Places), [q_norm [head_dim] f32, k_norm], k cache, v cache, q [n, heads*head_dim] f32) inside a prim_func frame."""
     n = T.int32() if op.tokens is None else op.tokens
     handles = [T.arg(a, T.handle()) for a in ("qkv", "cos", "sin")]
-    position = T.arg("position", T.Buffer((1,), "int32"))
+    places = PlaceHandles(op.paged)
     norms = None
     if op.norm_eps is not None:
         norms = [T.arg(a, T.Buffer((op.head_dim,), "float32")) for a in ("q_norm", "k_norm")]
@@ -53,7 +92,7 @@ def rope_append_arguments(op: Attention) -> RopeAppend:
     cos, sin = (T.match_buffer(h, (n, op.rotary_dim // 2), "float32") for h in handles[1:])
     k_cache, v_cache = match_caches(op, k_handle, v_handle)
     q = T.match_buffer(q_handle, (n, op.heads * op.head_dim), "float32")
-    return RopeAppend(n, qkv, cos, sin, position, norms, k_cache, v_cache, q)
+    return RopeAppend(n, qkv, cos, sin, places.match(n), norms, k_cache, v_cache, q)
 
 
 def weight_arguments(scheme: Scheme, rows: int, columns: int, name: str = "w", experts: int | None = None) -> dict:

@@ -18,8 +18,16 @@ def tokens_of(expr) -> int | None:
     return int(dim) if hasattr(dim, "value") else None
 
 
+def is_batch(expr) -> bool:
+    """Whether the leading dimension counts independent sequences, each to be computed as if it were alone."""
+    return getattr(expr.ty.shape[0], "name", None) == BATCH
+
+
 def _suffix(tokens: int | None) -> str:
     return "decode" if tokens == 1 else "prefill"
+
+
+BATCH = "rows"  # the name of such a dimension in models/decoder.py
 
 
 class KernelLibrary:
@@ -28,11 +36,14 @@ class KernelLibrary:
     kv_block: positions in a block of the KV cache; kv_shapes: the shapes of a layer's cache; kv_layout: a name for the
     order of a block, which saved sessions depend on; chunk: most tokens of one
     prefill call, enough to amortise dequantisation and few enough for the activations to stay in the cache;
-    score_chunk: the same where the logits of every position are kept.
+    score_chunk: the same where the logits of every position are kept; batch: most sequences of one batched step, 0 if
+    the family has no kernels for paged caches; skipped_passes: of TVM's own pipeline.
     """
 
     chunk = 128
     score_chunk = 128
+    batch = 0
+    skipped_passes: tuple[str, ...] = ()
     kv_block = BLOCK
     kv_layout = "rows"
     kv_shapes = staticmethod(kv_shapes)
@@ -43,9 +54,9 @@ class KernelLibrary:
     def linear(self, a: dict, args: list) -> Kernel:
         op = Linear(
             SCHEMES[a["scheme"]], a["rows"], a["columns"], tokens_of(args[0]), a.get("norm_eps"), bool(a["bias"]),
-            a.get("gate"), bool(a["residual"]),
+            a.get("gate"), bool(a["residual"]), is_batch(args[0]),
         )  # fmt: skip
-        name = f"linear_{a['scheme']}_{_suffix(op.tokens)}"
+        name = f"linear_{a['scheme']}_{'batch' if op.alike else _suffix(op.tokens)}"
         scratch = self.linear_scratch(op, args[0].ty.shape[0])
         return Kernel(name, ("linear", op), lambda: self.build_linear(op, name), args, scratch=scratch)
 
@@ -54,7 +65,7 @@ class KernelLibrary:
         return Kernel("embed", ("embed", op), lambda: self.build_embed(op), args)
 
     def rotary_tables(self, a: dict, args: list) -> Kernel:
-        key = (int(args[0].ty.shape[0]), tokens_of(args[2]), a["factor"])
+        key = (int(args[0].ty.shape[0]), tokens_of(args[2]), a["factor"], "own" in a)
         return Kernel("rotary_tables", ("rotary_tables", *key), lambda: self.build_rotary_tables(*key), args[:2])
 
     def rope_append(self, a: dict, args: list) -> Kernel:
@@ -74,7 +85,7 @@ class KernelLibrary:
 
     def attention(self, a: dict, args: list) -> Kernel:
         op = self._attention(a, args[0])
-        name = f"attention_{_suffix(op.tokens)}"
+        name = f"attention_{'paged' if op.paged else _suffix(op.tokens)}"
         scratch = self.attention_scratch(op, args[0].ty.shape[0])
         return Kernel(name, ("attention", op), lambda: self.build_attention(op, name), args, scratch=scratch)
 
@@ -88,6 +99,10 @@ class KernelLibrary:
         inplace = [last - 2, last - 1, last]
         build = lambda: self.build_finish_step(*key)  # noqa: E731
         return Kernel("finish_step", ("finish_step", *key), build, args, inplace, self.finish_scratch())
+
+    def choose(self, a: dict, args: list) -> Kernel:
+        vocab = int(args[0].ty.shape[1])
+        return Kernel("choose", ("choose", vocab), lambda: self.build_choose(vocab), args, [0, -1, -1])
 
     def schedule(self, mod):
         """Schedule the functions that stock operators left behind; a CPU runs them as they are."""
@@ -109,4 +124,5 @@ class KernelLibrary:
         return Attention(
             a["heads"], a["kv_heads"], a["head_dim"], tokens_of(x), self.kv_dtype, a.get("scale", 1.0),
             a.get("window"), a.get("softcap"), a.get("rotary_dim", 0), a.get("norm_eps"),
+            "paged" in a,
         )  # fmt: skip

@@ -9,7 +9,10 @@ from mlcrt.quant.scheme import Scheme
 
 @dataclass(frozen=True)
 class Linear:
-    """A fused linear layer. `tokens` is 1 or None (any number); gated halves the output features."""
+    """A fused linear layer. `tokens` is 1 or None (any number); gated halves the output features.
+
+    alike: every token is computed in the order of the one-token form, so that its result does not depend on the others.
+    """
 
     scheme: Scheme
     rows: int
@@ -19,6 +22,7 @@ class Linear:
     bias: bool = False
     gate: str | None = None
     residual: bool = False
+    alike: bool = False
 
     @property
     def units(self) -> int:
@@ -27,7 +31,10 @@ class Linear:
 
 @dataclass(frozen=True)
 class Attention:
-    """Shapes and switches of one attention layer; `tokens` is 1 or None (any number)."""
+    """Shapes and switches of one attention layer; `tokens` is 1 or None (any number).
+
+    paged: each token has its own sequence and position (see arguments.Places), and a sequence's blocks lie anywhere.
+    """
 
     heads: int
     kv_heads: int
@@ -39,6 +46,7 @@ class Attention:
     softcap: float | None = None
     rotary_dim: int = 0
     norm_eps: float | None = None  # RMSNorm over head_dim on q and k before rotating
+    paged: bool = False
 
     @property
     def group(self) -> int:

@@ -25,11 +25,11 @@ from mlcrt.models import DecoderConfig
 from mlcrt.version import __version__
 
 FORMAT = 1  # of mlcrt.json and the parameter files
-LIBRARY_ABI = 2  # of the functions in a library and the state they share with the engine
+LIBRARY_ABI = 3  # of the functions in a library and the state they share with the engine
 MANIFEST = "mlcrt.json"
 _ENTRY = {  # what the engine reads of a target's entry in the manifest
     "library", "sha256", "signature", "abi", "mlcrt", "tvm", "arch", "features", "parameters", "chunk", "kv_dtype",
-    "kv_block", "kv_layout", "score_chunk", "workspace_bytes",
+    "kv_block", "kv_layout", "score_chunk", "workspace_bytes", "batch",
 }  # fmt: skip
 
 

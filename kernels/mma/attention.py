@@ -271,7 +271,7 @@ class _Decode:
         self.splits, self.split, self.kv_head, self.thread = splits, split, kv_head, thread
         self.tiles = 2 if op.group > 8 else 1
         self.index = T.bind(tirx.floordiv(thread, 32))  # of the warp in its block
-        self.end = T.bind(T.BufferLoad(a.position, [0]))
+        self.end = T.bind(T.BufferLoad(a.places.position, [0]))
         self.begin = T.int32(0)
         if op.window is not None:
             self.begin = T.bind(tirx.max(self.end - (op.window - 1), 0))

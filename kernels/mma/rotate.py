@@ -38,7 +38,7 @@ class Rotated:
 
     def append(self, value_index) -> None:
         """Write k and v to the cache."""
-        op, end = self.op, T.bind(T.BufferLoad(self.a.position, [0]))
+        op, end = self.op, T.bind(T.BufferLoad(self.a.places.position, [0]))
         block, inside = T.bind(tirx.floordiv(end, BLOCK)), T.bind(tirx.floormod(end, BLOCK))
         with strided(op.head_dim, self.thread, self.threads) as d:
             k, v = (tirx.Cast(op.kv_dtype, element(d)) for element in (self.key, self.value))

@@ -14,12 +14,13 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from mlcrt.kernels.arguments import BLOCK, match_caches, rope_append_arguments
+from mlcrt.kernels.arguments import BLOCK, PlaceHandles, Places, match_caches, rope_append_arguments
 from mlcrt.kernels.records import Attention
 
 from .functions import exp, tanh
 from .vector import (
     Accumulator,
+    Sums,
     const,
     hold,
     horizontal_max,
@@ -27,6 +28,7 @@ from .vector import (
     load,
     segments,
     splat,
+    stack,
     store,
     to_float,
     vtype,
@@ -44,19 +46,20 @@ class AttentionTiles:
 
 
 def rope_append(op: Attention, tiles: AttentionTiles, name: str = "rope_append"):
-    """PrimFunc(qkv [n, (heads+2*kv_heads)*head_dim] f32, cos [n, rotary_dim/2], sin, position [1] i32,
-    [q_norm [head_dim], k_norm], k cache (in place), v cache (in place), q [n, heads*head_dim] f32).
+    """PrimFunc(qkv [n, (heads+2*kv_heads)*head_dim] f32, cos [n, rotary_dim/2], sin, places, [q_norm
+    [head_dim], k_norm], k cache (in place), v cache (in place), q [n, heads*head_dim] f32).
 
-    Rotates q and k (dimension i with i + rotary_dim/2), writes k and v at position … position + n - 1.
+    Rotates q and k (dimension i with i + rotary_dim/2), writes k and v where `places`
+    (see arguments.Places) puts each token.
     """
     with IRBuilder() as builder, T.prim_func(s_tir=True, private=True):
         T.func_name(name)
         T.func_attr({"tirx.noalias": True})
-        n, qkv, cos, sin, position, norms, k_cache, v_cache, q = rope_append_arguments(op)
+        n, qkv, cos, sin, places, norms, k_cache, v_cache, q = rope_append_arguments(op)
         loop = T.serial if op.tokens == 1 else T.parallel
         with loop(n) as t:
-            at = hold(T.BufferLoad(position, [0]) + t)
-            block, lane = hold(tirx.floordiv(at, BLOCK)), hold(tirx.floormod(at, BLOCK))
+            at = hold(places.at(t))
+            block, lane = hold(places.block(t, tirx.floordiv(at, BLOCK))), hold(tirx.floormod(at, BLOCK))
 
             def put_q(head, d, value, lanes, t=t):
                 store(q, value, [t], head * op.head_dim + d, lanes)
@@ -113,7 +116,7 @@ class _Rotate:
 
     def _inverse_rms(self, start):
         op = self.op
-        total = T.alloc_buffer((1,), "float32", scope="local")
+        total = stack(1)
         T.buffer_store(total, T.float32(0), [0])
         for first, lanes, count in segments(op.head_dim, self.tiles.lanes):
             acc = Accumulator(lanes)
@@ -126,43 +129,65 @@ class _Rotate:
 
 
 def attention(op: Attention, tiles: AttentionTiles, name: str = "attention"):
-    """PrimFunc(q [n, heads*head_dim] f32, k cache, v cache, position [1] i32, out [n, heads*head_dim] f32).
+    """PrimFunc(q [n, heads*head_dim] f32, k cache, v cache, places, out [n, heads*head_dim] f32).
 
-    Token t of the call stands at position + t and sees the cache up to itself, at most `window` positions back.
+    A token sees its sequence's cache up to itself, at most `window` positions back; `places` as in rope_append. What
+    is computed of one token does not depend on the others, whatever form is used.
     """
     with IRBuilder() as builder, T.prim_func(s_tir=True, private=True):
         T.func_name(name)
         T.func_attr({"tirx.noalias": True})
         n = T.int32() if op.tokens is None else op.tokens
         q_handle, k_handle, v_handle = (T.arg(a, T.handle()) for a in ("q", "k_cache", "v_cache"))
-        position = T.arg("position", T.Buffer((1,), "int32"))
+        handles = PlaceHandles(op.paged)
         out_handle = T.arg("out", T.handle())
         shape = (n, op.heads * op.head_dim)
         q, out = T.match_buffer(q_handle, shape, "float32"), T.match_buffer(out_handle, shape, "float32")
+        places = handles.match(n)
         k_cache, v_cache = match_caches(op, k_handle, v_handle)
-        total = n * op.group
-        rows = tiles.rows if op.tokens is None else min(tiles.rows, op.group)
-        chunks = hold(tirx.floordiv(total + rows - 1, rows)) if op.tokens is None else -(-total // rows)
-        with T.parallel(chunks * op.kv_heads) as item:
-            kv_head = hold(tirx.floordiv(item, chunks))
-            first = hold(tirx.floormod(item, chunks) * rows)
-            pass_ = _Pass(op, tiles, (q, k_cache, v_cache, out), kv_head, hold(T.BufferLoad(position, [0])))
-            pass_.run([hold(tirx.min(first + r, total - 1)) for r in range(rows)])
+        emit = _each_token if op.paged else _tokens_together
+        emit(op, tiles, (q, k_cache, v_cache, out), places, n)
     return builder.get()
+
+
+def _tokens_together(op: Attention, tiles: AttentionTiles, buffers, places: Places, n) -> None:
+    """Neighbouring tokens of the one sequence share a pass."""
+    total = n * op.group
+    rows = tiles.rows if op.tokens is None else min(tiles.rows, op.group)
+    chunks = hold(tirx.floordiv(total + rows - 1, rows)) if op.tokens is None else -(-total // rows)
+    with T.parallel(chunks * op.kv_heads) as item:
+        kv_head = hold(tirx.floordiv(item, chunks))
+        first = hold(tirx.floormod(item, chunks) * rows)
+        pass_ = _Pass(op, tiles, buffers, kv_head, places)
+        indices = [hold(tirx.min(first + r, total - 1)) for r in range(rows)]
+        tokens = [hold(tirx.floordiv(i, op.group)) for i in indices]
+        heads = [hold(tirx.floormod(i, op.group)) for i in indices]
+        pass_.run(tokens, heads, [hold(places.at(t)) for t in tokens])
+
+
+def _each_token(op: Attention, tiles: AttentionTiles, buffers, places: Places, n) -> None:
+    """Only heads of one token share a pass: the next token may be of another sequence."""
+    rows = min(tiles.rows, op.group)
+    chunks = -(-op.group // rows)
+    with T.parallel(n * (op.kv_heads * chunks)) as item:
+        token = hold(tirx.floordiv(item, op.kv_heads * chunks))
+        kv_head = hold(tirx.floormod(tirx.floordiv(item, chunks), op.kv_heads))
+        first = hold(tirx.floormod(item, chunks) * rows)
+        heads = [hold(tirx.min(first + r, op.group - 1)) for r in range(rows)]
+        _Pass(op, tiles, buffers, kv_head, places).run([token] * rows, heads, [hold(places.at(token))] * rows)
 
 
 class _Pass:
     """Some query rows of one KV head against the whole visible cache."""
 
-    def __init__(self, op: Attention, tiles: AttentionTiles, buffers, kv_head, position):
-        self.op, self.tiles, self.kv_head, self.position = op, tiles, kv_head, position
+    def __init__(self, op: Attention, tiles: AttentionTiles, buffers, kv_head, places: Places):
+        self.op, self.tiles, self.kv_head, self.places = op, tiles, kv_head, places
         self.q, self.k, self.v, self.out = buffers
 
-    def run(self, rows: list) -> None:
-        op = self.op
-        tokens = [hold(tirx.floordiv(r, op.group)) for r in rows]
-        columns = [hold((self.kv_head * op.group + tirx.floormod(r, op.group)) * op.head_dim) for r in rows]
-        ends = [hold(self.position + t) for t in tokens]  # last visible position, itself included
+    def run(self, tokens: list, heads: list, ends: list) -> None:
+        """Per row its token, its head in the group and the last visible position, itself included."""
+        op, rows = self.op, heads
+        columns = [hold((self.kv_head * op.group + head) * op.head_dim) for head in heads]
         begin = T.int32(0)
         if op.window is not None:  # rows ascend, so the first row sees furthest back
             begin = hold(tirx.max(ends[0] - (op.window - 1), 0))
@@ -170,20 +195,21 @@ class _Pass:
         blocks = hold(tirx.floordiv(ends[-1], BLOCK) + 1 - first_block)
         peak = [Accumulator(1, _MASKED) for _ in rows]
         weight = [Accumulator(BLOCK) for _ in rows]  # softmax denominators, one per lane
-        sums = [T.alloc_buffer((op.head_dim,), "float32", scope="local") for _ in rows]
+        sums = [Sums(op.head_dim) for _ in rows]
         for acc in sums:
-            self._each(lambda d, lanes, acc=acc: store(acc, const(0.0, lanes), [], d, lanes))
+            self._each(lambda d, lanes, acc=acc: acc.store(const(0.0, lanes), d, lanes))
         with T.serial(blocks) as b:
             block = hold(first_block + b)
-            scores = self._scores(tokens, columns, block)
+            stored = hold(self.places.block(tokens[0], block))
+            scores = self._scores(tokens, columns, stored)
             for r in range(len(rows)):
                 self._soften(scores[r], ends[r], block, peak[r], weight[r], sums[r])
-            self._accumulate(scores, block, sums)
+            self._accumulate(scores, stored, sums)
         for r in range(len(rows)):
             inverse = hold(T.float32(1) / horizontal_sum(weight[r].get(), BLOCK))
             self._each(
                 lambda d, lanes, r=r, inverse=inverse: store(
-                    self.out, load(sums[r], [], d, lanes) * splat(inverse, lanes), [tokens[r]], columns[r] + d, lanes
+                    self.out, sums[r].load(d, lanes) * splat(inverse, lanes), [tokens[r]], columns[r] + d, lanes
                 )
             )
 
@@ -232,7 +258,7 @@ class _Pass:
         weight.set(weight.get() * splat(shrink, BLOCK) + p)
         score.set(p)
         self._each(
-            lambda d, lanes: store(sums, load(sums, [], d, lanes) * splat(shrink, lanes), [], d, lanes)
+            lambda d, lanes: sums.store(sums.load(d, lanes) * splat(shrink, lanes), d, lanes)
         )
 
     def _accumulate(self, scores: list[Accumulator], block, sums: list) -> None:
@@ -242,6 +268,6 @@ class _Pass:
             def add(d, lanes):
                 values = hold(to_float(load(self.v, [self.kv_head, block], lane * self.op.head_dim + d, lanes), lanes))
                 for acc, factor in zip(sums, factors, strict=True):
-                    store(acc, load(acc, [], d, lanes) + values * splat(factor, lanes), [], d, lanes)
+                    acc.store(acc.load(d, lanes) + values * splat(factor, lanes), d, lanes)
 
             self._each(add)

@@ -10,7 +10,7 @@ from mlcrt.kernels.arguments import weight_arguments
 from mlcrt.kernels.records import Embed
 
 from .functions import tanh
-from .vector import Accumulator, const, hold, horizontal_max, load, segments, store
+from .vector import Accumulator, const, hold, horizontal_max, load, segments, stack, store
 from .weights import Rows
 
 
@@ -37,19 +37,23 @@ def embed(op: Embed, native_f16: bool, name: str = "embed"):
     return builder.get()
 
 
-def rotary_tables(half: int, tokens: int | None, factor: float, name: str = "rotary_tables"):
-    """PrimFunc(inv_freq [half] f32, position [1] i32, cos [n, half] f32, sin): angles (position + t) * inv_freq."""
+def rotary_tables(half: int, tokens: int | None, factor: float, own: bool = False, name: str = "rotary_tables"):
+    """PrimFunc(inv_freq [half] f32, position [1] i32, cos [n, half] f32, sin): angles (position + t) * inv_freq.
+
+    own: positions [n] i32 instead, one for each token."""
     with IRBuilder() as builder, T.prim_func(s_tir=True, private=True):
         T.func_name(name)
         T.func_attr({"tirx.noalias": True})
         n = T.int32() if tokens is None else tokens
         inv_freq = T.arg("inv_freq", T.Buffer((half,), "float32"))
-        position = T.arg("position", T.Buffer((1,), "int32"))
+        position = T.arg("position", T.handle() if own else T.Buffer((1,), "int32"))
         cos_handle, sin_handle = T.arg("cos", T.handle()), T.arg("sin", T.handle())
         cos = T.match_buffer(cos_handle, (n, half), "float32")
         sin = T.match_buffer(sin_handle, (n, half), "float32")
+        if own:
+            position = T.match_buffer(position, (n,), "int32")
         with T.serial(n) as t:
-            at = hold(tirx.Cast("float32", T.BufferLoad(position, [0]) + t))
+            at = hold(tirx.Cast("float32", T.BufferLoad(position, [t]) if own else T.BufferLoad(position, [0]) + t))
             with T.serial(half) as i:
                 angle = hold(at * T.BufferLoad(inv_freq, [i]))
                 T.buffer_store(cos, tirx.cos(angle) * T.float32(factor), [t, i])
@@ -92,7 +96,7 @@ def finish_step(vocab: int, count: int | None, lanes: int, name: str = "finish_s
         position = T.arg("position", T.Buffer((1,), "int32"))
         if count is None:
             T.match_buffer(tokens_handle, (n,), "int32")  # only its length counts
-        best = T.alloc_buffer((1,), "float32", scope="local")
+        best = stack(1)
         T.buffer_store(best, T.float32(-3.4e38), [0])
         for first, wide, steps in segments(vocab, lanes):
             acc = Accumulator(wide, -3.4e38)

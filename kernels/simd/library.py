@@ -10,6 +10,7 @@ from mlcrt.kernels.records import Attention, Embed, Linear
 from mlcrt.quant.scheme import SCHEMES
 
 from .attention import AttentionTiles, attention, rope_append
+from .choose import choose
 from .elementwise import embed, finish_step, rotary_tables, softcap
 from .linear import LinearTiles, linear
 from .moe import Moe, moe
@@ -22,14 +23,17 @@ class Tiles:
 
 
 class Library(KernelLibrary):
+    batch = 64
+    skipped_passes = ("s_tir.CompactBufferAllocation",)  # no buffer here is too large, and finding that takes seconds
+
     def build_linear(self, op: Linear, name: str):
         return linear(op, self.tiles.linear, name)
 
     def build_embed(self, op: Embed):
         return embed(op, self.tiles.linear.native_f16)
 
-    def build_rotary_tables(self, half: int, tokens: int | None, factor: float):
-        return rotary_tables(half, tokens, factor)
+    def build_rotary_tables(self, half: int, tokens: int | None, factor: float, own: bool):
+        return rotary_tables(half, tokens, factor, own)
 
     def build_rope_append(self, op: Attention):
         return rope_append(op, self.tiles.attention)
@@ -42,6 +46,9 @@ class Library(KernelLibrary):
 
     def build_finish_step(self, vocab: int, count: int | None):
         return finish_step(vocab, count, self.tiles.linear.lanes)
+
+    def build_choose(self, vocab: int):
+        return choose(vocab, self.tiles.linear.lanes)
 
     def moe(self, a: dict, args: list) -> Kernel:
         op = Moe(

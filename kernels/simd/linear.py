@@ -2,7 +2,8 @@
 
 Prologue: optional RMSNorm (https://arxiv.org/abs/1910.07467). Epilogue: optional bias, gated activation
 (act(gate) * up, gate rows first) and residual add. One token runs as a matrix-vector product that reads each weight
-byte once; more tokens run a register-tiled product against a small dequantised panel of rows.
+byte once; more tokens run a register-tiled product against a small dequantised panel of rows, or, where each has to
+come out as if it were alone, one-token products that share the unpacking (alike.py).
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ from tvm.script.ir_builder import tirx as T
 from mlcrt.kernels.arguments import weight_arguments
 from mlcrt.kernels.records import Linear
 
+from .alike import Packing
 from .functions import activation
-from .vector import Accumulator, const, halves, horizontal_sum, load, segments, splat, store
+from .vector import Accumulator, const, every, halves, hold, horizontal_sum, load, segments, splat, stack, store
 from .weights import Rows
 
 
 @dataclass(frozen=True)
 class LinearTiles:
     """lanes: float32 per vector; gemv_rows: dot products in flight; gemv_block: rows a thread takes at once;
-    gemm_tokens x gemm_rows: accumulators held in registers; native_f16: the CPU
-    converts float16 itself."""
+    gemm_tokens x gemm_rows: accumulators held in registers; alike_tokens: tokens that share what is unpacked, as many
+    as there are down to 1, and alike_rows: weight rows at a time; native_f16: the CPU converts float16 itself."""
 
     lanes: int = 16
     gemv_rows: int = 4
@@ -35,10 +37,12 @@ class LinearTiles:
     gemm_tokens: int = 4
     gemm_rows: int = 6
     native_f16: bool = True
+    alike_rows: int = 2
+    alike_tokens: tuple[int, ...] = (8, 4, 2, 1)
 
 
 class _Kernel:
-    """Arguments, prologue and epilogue shared by the one-token and the many-token form."""
+    """Arguments, prologue and epilogue shared by the one-token and the many-token forms."""
 
     def __init__(self, op: Linear, tiles: LinearTiles):
         self.op, self.tiles = op, tiles
@@ -72,7 +76,7 @@ class _Kernel:
     def inverse_rms(self, row):
         """1 / sqrt(mean(x²) + eps) of one token."""
         lanes, columns = self.tiles.lanes, self.op.columns
-        total = T.alloc_buffer((1,), "float32", scope="local")
+        total = stack(1)
         T.buffer_store(total, T.float32(0), [0])
         for start, width, count in segments(columns, lanes):
             acc = Accumulator(width)
@@ -83,7 +87,7 @@ class _Kernel:
         mean = T.BufferLoad(total, [0]) * T.float32(1.0 / columns)
         return T.bind(T.float32(1) / tirx.sqrt(mean + T.float32(self.op.norm_eps)))
 
-    def permute(self, row, out, out_row: list) -> None:
+    def permute(self, row, out, out_row: list, place=None) -> None:
         """Write the (normed) activations of token `row` in the lane order of the weights, zero where padded."""
         inverse = self.inverse_rms(row) if self.norm is not None else None
 
@@ -91,7 +95,22 @@ class _Kernel:
             value = T.BufferLoad(self.x, [row, index])
             return value if inverse is None else value * T.BufferLoad(self.norm, [index]) * splat(inverse, lanes)
 
-        permute(self.weights, self.tiles.lanes, self.padded, read, out, out_row)
+        permute(self.weights, self.tiles.lanes, self.padded, read, out, out_row, place)
+
+    def finish_tile(self, token0, size: int, unit, sums: list) -> None:
+        """`finish` of one unit for the tokens of a tile that are there; `sums` are buffers [size]. The activation,
+        which costs most, runs over all of them at once."""
+        if self.op.gate:
+            values = [load(buffer, [], 0, size) for buffer in sums]
+            if self.bias is not None:
+                bias = [T.BufferLoad(self.bias, [self.weight_row(unit, p)]) for p in range(2)]
+                values = [v + splat(b, size) for v, b in zip(values, bias, strict=True)]
+            store(sums[0], activation(self.op.gate, values[0], size) * values[1], [], 0, size)
+        with T.serial(size) as t, T.If(token0 + t < self.n), T.Then():
+            if self.op.gate:
+                self._store(token0 + t, unit, T.BufferLoad(sums[0], [t]))
+            else:
+                self.finish(token0 + t, unit, [T.BufferLoad(sums[0], [t])])
 
     def finish(self, row, unit, sums: list) -> None:
         """Bias, gate, residual and store of one output element; `sums` has one dot product per part."""
@@ -100,20 +119,32 @@ class _Kernel:
         value = sums[0]
         if self.op.gate:
             value = activation(self.op.gate, sums[0], 1) * sums[1]
+        self._store(row, unit, value)
+
+    def _store(self, row, unit, value) -> None:
         if self.residual is not None:
             value = value + T.BufferLoad(self.residual, [row, unit])
         T.buffer_store(self.y, value, [row, unit])
 
 
-def permute(w: Rows, lanes: int, padded: int, read, out, out_row: list) -> None:
+def permute(w: Rows, lanes: int, padded: int, read, out, out_row: list, place=None) -> None:
     """Write activations in the lane order of `w`, zero beyond its columns.
 
-    `read(index, lanes)` gives the activations at a scalar or vector index below the columns.
+    `read(index, lanes)` gives the activations at a scalar or vector index below the columns. `place(word, j, lanes)`
+    tells where elements j of `lanes` words go; where it is given, nothing is written past the words.
     """
+    at_end = place is None
+    place = place or (lambda word, j, width: word * w.per_word + j * width)
     exact = w.padded == w.columns
     for start, width, count in segments(w.words, lanes):
         with T.serial(count) as i:
             word = T.bind(start + i * width)
+            if exact and width > 1:
+                starts = [word * w.per_word + v * width for v in range(w.per_word)]
+                chunks = [hold(read(tirx.Ramp(s, 1, width), width)) for s in starts]
+                for j, value in enumerate(every(chunks, width)):
+                    store(out, value, out_row, place(word, j, width), width)
+                continue
             for j in range(w.per_word):
                 at = word * w.per_word + j
                 index = at if width == 1 else tirx.Ramp(at, w.per_word, width)
@@ -122,25 +153,29 @@ def permute(w: Rows, lanes: int, padded: int, read, out, out_row: list) -> None:
                 else:
                     value = read(tirx.min(index, splat(T.int32(w.columns - 1), width)), width)
                     value = tirx.Select(index < splat(T.int32(w.columns), width), value, const(0.0, width))
-                store(out, value, out_row, word * w.per_word + j * width, width)
+                store(out, value, out_row, place(word, j, width), width)
+    if not at_end:
+        return
     for start, width, count in segments(padded - w.padded, lanes):
         with T.serial(count) as i:
             store(out, const(0.0, width), out_row, w.padded + start + i * width, width)
 
 
-def word_sums(w: Rows, lanes: int, x, x_row: list, out, out_row: list) -> None:
+def word_sums(w: Rows, lanes: int, x, x_row: list, out, out_row: list, x_place=None, place=None) -> None:
     """Per word the sum of its activations (times -zero for symmetric schemes), in lane order.
 
     Multiplied by a group's scale or minimum it replaces subtracting the zero point from every code.
     """
+    x_place = x_place or (lambda word, j, width: word * w.per_word + j * width)
+    place = place or (lambda word, width: word)
     for start, width, count in segments(w.words, lanes):
         with T.serial(count) as i:
             word = T.bind(start + i * width)
-            parts = [load(x, x_row, word * w.per_word + j * width, width) for j in range(w.per_word)]
+            parts = [load(x, x_row, x_place(word, j, width), width) for j in range(w.per_word)]
             total = reduce(add, parts)
             if not w.scheme.asymmetric:
                 total = total * const(-float(w.scheme.zero), width)
-            store(out, total, out_row, word, width)
+            store(out, total, out_row, place(word, width), width)
 
 
 def _gemv(k: _Kernel) -> None:
@@ -255,11 +290,44 @@ def _dequantise_row(k: _Kernel, row, panel, panel_row: int) -> None:
             store(panel, const(0.0, lanes), [panel_row], w.padded + start + i * lanes, lanes)
 
 
+def _gemm_alike(k: _Kernel) -> None:
+    """Like one-token products side by side, sharing what is unpacked: see alike.py."""
+    op, tiles, w = k.op, k.tiles, k.weights
+    packing = Packing(w, k.n, tiles.alike_tokens)
+    with T.parallel(packing.tokens) as slot:
+        token = T.bind(tirx.min(slot, k.n - 1))  # tokens past the end repeat the last one and are not stored
+        x, sums = packing.places(slot)
+        k.permute(token, packing.x, [], x)
+        if packing.sums is not None:
+            word_sums(w, tiles.lanes, packing.x, [], packing.sums, [], x, sums)
+    units = min(max(1, tiles.alike_rows // k.parts), op.units)
+    block = min(max(units, tiles.gemv_block // k.parts), op.units)
+    block -= block % units
+    with T.parallel(-(-op.units // block)) as b:
+        first = T.bind(tirx.min(b * block, op.units - block))  # the last block overlaps its neighbour
+
+        def tile(token0, size: int) -> None:
+            with T.serial(block // units) as step:
+                unit0 = T.bind(first + step * units)
+                rows = [k.weight_row(unit0 + u, p) for u in range(units) for p in range(k.parts)]
+                sums = [stack(size) for _ in rows]
+
+                def keep(t, dots: list, sums=sums) -> None:
+                    for buffer, dot in zip(sums, dots, strict=True):
+                        T.buffer_store(buffer, dot, [t])
+
+                packing.dots(rows, tiles.lanes, token0, size, keep)
+                for u in range(units):
+                    k.finish_tile(token0, size, unit0 + u, sums[u * k.parts : (u + 1) * k.parts])
+
+        packing.each_tile(tile)
+
+
 def linear(op: Linear, tiles: LinearTiles, name: str = "linear"):
     """PrimFunc(x [n, K] f32, weight parts, [norm [K]], [bias [rows]], [residual [n, units]], y [n, units] f32)."""
     with IRBuilder() as builder, T.prim_func(s_tir=True, private=True):
         T.func_name(name)
         T.func_attr({"tirx.noalias": True})
         kernel = _Kernel(op, tiles)
-        (_gemv if op.tokens == 1 else _gemm)(kernel)
+        (_gemv if op.tokens == 1 else _gemm_alike if op.alike else _gemm)(kernel)
     return builder.get()

@@ -17,7 +17,7 @@ from mlcrt.quant.scheme import Scheme
 
 from .functions import activation, exp
 from .linear import LinearTiles, permute, row_dots, word_sums
-from .vector import hold
+from .vector import hold, stack
 from .weights import Rows
 
 _LOWEST = -3.0e38
@@ -80,7 +80,7 @@ class _Moe:
         """Softmax over all experts, then top_k rounds of argmax; each winner is struck out of a copy."""
         op = self.op
         left = T.alloc_buffer((op.experts,), "float32", scope="global")
-        total, best = (T.alloc_buffer((1,), "float32", scope="local") for _ in range(2))
+        total, best = (stack(1) for _ in range(2))
         T.buffer_store(best, T.float32(_LOWEST), [0])
         with T.serial(op.experts) as e:
             value = T.BufferLoad(self.router, [t, e])
@@ -134,7 +134,7 @@ class _Moe:
             if sums is not None:
                 word_sums(w, lanes, x, [k], sums, [k])
         with T.parallel(op.hidden) as row:
-            total = T.alloc_buffer((1,), "float32", scope="local")
+            total = stack(1)
             T.buffer_store(total, T.float32(0), [0])
             with T.serial(op.top_k) as k:
                 stacked = self._rows(op.down, op.hidden, op.intermediate, self.down, T.BufferLoad(chosen, [k]))

@@ -8,6 +8,8 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+STACK = 255  # elements of 4 bytes: TVM's kMaxStackAlloca is 1024 bytes, exclusive
+
 
 def vtype(dtype: str, lanes: int) -> str:
     return dtype if lanes == 1 else f"{dtype}x{lanes}"
@@ -26,6 +28,23 @@ def store(buffer, value, leading: list, start, lanes: int) -> None:
     T.buffer_store(buffer, value, [*leading, lanes_index(start, lanes)])
 
 
+def stack(count: int, dtype: str = "float32"):
+    """A buffer of `count` elements of 4 bytes that LLVM can keep in registers.
+
+    The scope is what matters: on a CPU TVM puts small buffers of scope "global" on the stack, and asks its runtime for
+    those of scope "local" one call each, which costs more than a dot product.
+    """
+    assert count <= STACK, "larger buffers come from the runtime"
+    return T.alloc_buffer((count,), dtype, scope="global")
+
+
+def opaque(value):
+    """An int32 that TVM's simplifier does not look into: what it can prove of a long index takes it seconds."""
+    buffer = stack(1, "int32")
+    T.buffer_store(buffer, value, [0])
+    return T.BufferLoad(buffer, [0])
+
+
 def hold(value):
     """Compute once, use often: the value of `value` in a local buffer.
 
@@ -36,7 +55,7 @@ def hold(value):
     if not dtype.startswith("float32"):
         return T.bind(value)
     lanes = int(dtype.removeprefix("float32x")) if "x" in dtype else 1
-    buffer = T.alloc_buffer((lanes,), "float32", scope="local")
+    buffer = stack(lanes)
     store(buffer, value, [], 0, lanes)
     return load(buffer, [], 0, lanes)
 
@@ -81,11 +100,23 @@ def repeat(value, lanes: int, times: int):
     return tirx.Shuffle([value] * times, [i // times for i in range(lanes * times)])
 
 
+def every(chunks: list, lanes: int) -> list:
+    """Of n vectors (a power of two) that hold consecutive elements: vector j has elements j, j + n, j + 2n …"""
+    if len(chunks) == 1:
+        return chunks
+    pairs = list(zip(chunks[::2], chunks[1::2], strict=True))
+    even, odd = (
+        every([hold(tirx.Shuffle([a, b], list(range(first, 2 * lanes, 2)))) for a, b in pairs], lanes)
+        for first in (0, 1)
+    )
+    return [value for pair in zip(even, odd, strict=True) for value in pair]
+
+
 def halves(value, lanes: int):
     half = lanes // 2
     if half == 1:
         return tirx.Shuffle([value], [0]), tirx.Shuffle([value], [1])
-    kind = vtype("float32", half)
+    kind = vtype(str(value.ty.dtype).partition("x")[0], half)
     return tirx.call_intrin(kind, "tirx.vectorlow", value), tirx.call_intrin(kind, "tirx.vectorhigh", value)
 
 
@@ -116,12 +147,27 @@ def segments(length: int, lanes: int) -> list[tuple[int, int, int]]:
     return result
 
 
+class Sums:
+    """A float32 array of constant length that stays in registers where they suffice; constant indices only."""
+
+    _PART = 128
+
+    def __init__(self, length: int):
+        self._parts = [stack(min(self._PART, length - start)) for start in range(0, length, self._PART)]
+
+    def load(self, d: int, lanes: int):
+        return load(self._parts[d // self._PART], [], d % self._PART, lanes)
+
+    def store(self, value, d: int, lanes: int) -> None:
+        store(self._parts[d // self._PART], value, [], d % self._PART, lanes)
+
+
 class Accumulator:
     """A float32 vector that stays in registers: a small local buffer that LLVM promotes."""
 
     def __init__(self, lanes: int, value: float = 0.0, dtype: str = "float32"):
         self.lanes = lanes
-        self.buffer = T.alloc_buffer((lanes,), dtype, scope="local")
+        self.buffer = stack(lanes, dtype)
         if value is not None:
             self.set(const(value, lanes))
 

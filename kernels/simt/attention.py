@@ -49,7 +49,7 @@ def rope_append(op: Attention, machine: Machine, name: str = "rope_append", valu
     """
 
     def body() -> None:
-        n, qkv, cos, sin, position, norms, k_cache, v_cache, q = rope_append_arguments(op)
+        n, qkv, cos, sin, places, norms, k_cache, v_cache, q = rope_append_arguments(op)
         lanes, half, heads = machine.subgroup, op.rotary_dim // 2, op.heads + 2 * op.kv_heads
         together = max(1, 128 // lanes) if op.tokens is None else 1  # subgroups of a block: tiny blocks start slowly
         grid = {"bx": -(-heads // together), "by": n, "tx": lanes * together}
@@ -59,8 +59,9 @@ def rope_append(op: Attention, machine: Machine, name: str = "rope_append", valu
             if heads % together:
                 guard.enter_context(T.If(head < heads))
                 guard.enter_context(T.Then())
-            at = T.bind(T.BufferLoad(position, [0]) + t)
-            block, inside = T.bind(tirx.floordiv(at, BLOCK)), T.bind(tirx.floormod(at, BLOCK) * op.head_dim)
+            at = T.bind(places.at(t))
+            block = T.bind(places.block(t, tirx.floordiv(at, BLOCK)))
+            inside = T.bind(tirx.floormod(at, BLOCK) * op.head_dim)
             start = T.bind(head * op.head_dim)
             is_q, is_v = head < op.heads, head >= op.heads + op.kv_heads
             inverse = Register(T.float32(1))

@@ -38,7 +38,7 @@ class Library(KernelLibrary):
     def build_embed(self, op: Embed):
         return embed(op, self.machine)
 
-    def build_rotary_tables(self, half: int, tokens: int | None, factor: float):
+    def build_rotary_tables(self, half: int, tokens: int | None, factor: float, own: bool):
         return rotary_tables(half, tokens, factor, self.machine)
 
     def build_rope_append(self, op: Attention):

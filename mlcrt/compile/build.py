@@ -136,6 +136,7 @@ def compile_target(
             "kv_block": library.kv_block,
             "kv_layout": library.kv_layout,
             "workspace_bytes": workspace,
+            "batch": library.batch,
         }
         dist.manifest["targets"][name] = entry
     from mlcrt.runtime.memory import plan_memory

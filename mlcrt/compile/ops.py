@@ -2,17 +2,19 @@
 
 `models/` emits them next to stock Relax ops, the fusion passes fold stock ops into `mlcrt.linear`, and `lower.py`
 turns each into one TensorIR kernel. Attributes are a plain dictionary; results are inferred here from arguments and
-attributes.
+attributes. `places` is position [1], or positions [n], sequences [n] and blocks (attribute paged; see
+kernels/arguments.py).
 
     dequantize(parts…; scheme, rows, columns)                          → [rows, columns] f32
     linear(x, parts…, [norm], [bias], [residual]; scheme, rows, columns, norm_eps?, bias, gate?, residual) → [n, units]
     embed(parts…, tokens; scheme, vocab, hidden, scale)                → [n, hidden]
-    rotary_tables(inv_freq, position, tokens; factor)                  → (cos, sin) [n, rotary_dim/2]
-    rope_append(qkv, cos, sin, position, [q_norm, k_norm], k_cache, v_cache; …) → (k_cache, v_cache, q); caches in place
+    rotary_tables(inv_freq, position, tokens; factor, own?)            → (cos, sin) [n, rotary_dim/2]
+    rope_append(qkv, cos, sin, places…, [q_norm, k_norm], k_cache, v_cache; …) → (k_cache, v_cache, q); caches in place
     rope_attention(arguments and attributes of both)                   → (k_cache, v_cache, [1, heads*head_dim])
-    attention(q, k_cache, v_cache, position; …)                        → [n, heads*head_dim]
+    attention(q, k_cache, v_cache, places…; …)                         → [n, heads*head_dim]
     softcap(x; cap)                                                    → like x
     finish_step(logits, [tokens], out, token, position)                → (out, token, position), all in place
+    choose(logits, masks, mask, bias_starts, bias_tokens, biases)      → (logits in place, tokens [rows], best [rows])
     moe(x, router_logits, gate_up parts…, down parts…; …)              → [n, hidden]
 """
 
@@ -44,6 +46,12 @@ def _infer_rope_append(call, _):
     return relax.TupleType([call.args[-2].ty, call.args[-1].ty, q])
 
 
+def _infer_choose(call, _):
+    logits = call.args[0].ty
+    rows = logits.shape[0]
+    return relax.TupleType([logits, _tensor([rows], "int32"), _tensor([rows])])
+
+
 def _infer_rotary(call, _):
     table = _tensor([call.args[2].ty.shape[0], call.args[0].ty.shape[0]])
     return relax.TupleType([table, table])
@@ -59,6 +67,7 @@ _INFER = {
     "attention": lambda call, _: call.args[0].ty,
     "softcap": lambda call, _: call.args[0].ty,
     "finish_step": lambda call, _: relax.TupleType([a.ty for a in call.args[-3:]]),
+    "choose": _infer_choose,
     "moe": lambda call, _: call.args[0].ty,
 }
 _REGISTERED: set[str] = set()

@@ -13,7 +13,7 @@ from tvm import relax
 
 from mlcrt.errors import MlcrtError
 from mlcrt.models import DecoderConfig
-from mlcrt.models.decoder import build_module
+from mlcrt.models.decoder import BATCH, build_module
 
 from . import fusion
 from .lower import lower_operators
@@ -40,7 +40,7 @@ def phases(library) -> list[Phase]:
         ("legalize", t.LegalizeOps()),
         ("fuse-remaining", tvm.transform.Sequential([t.AnnotateTIROpPattern(), t.FuseOps(), t.FuseTIR()])),
         ("schedule-remaining", library.schedule),
-        ("bound-shapes", lambda mod: _bound_tokens(mod, {"score": library.score_chunk}, library.chunk)),
+        ("bound-shapes", lambda mod: _bound_tokens(mod, library)),
         ("lower-calls", tvm.transform.Sequential([t.ToNonDataflow(), t.RemovePurityChecking(), t.CallTIRRewrite()])),
         ("plan-memory", t.StaticPlanBlockMemory()),
         (
@@ -68,9 +68,10 @@ def compile_decoder(
     progress: Callable[[str], None] = lambda phase: None,
 ):
     """(tvm executable, [(parameter name, shape, dtype)] in calling order, planned workspace in bytes)."""
-    mod, params = build_module(config, scheme_of, library.kv_shapes, library.kv_dtype)
     workspace = 0
-    with target, tvm.transform.PassContext(opt_level=3):
+    mod, params = build_module(config, scheme_of, library.kv_shapes, library.kv_dtype, bool(library.batch))
+    skipped = list(library.skipped_passes)
+    with target, tvm.transform.PassContext(opt_level=3, disabled_pass=skipped):
         _dump(dump, 0, "export", mod)
         for i, (name, phase) in enumerate(phases(library)):
             progress(name)
@@ -84,11 +85,13 @@ def compile_decoder(
     return executable, signature, workspace
 
 
-def _bound_tokens(mod: tvm.IRModule, limits: dict[str, int], default: int) -> tvm.IRModule:
+def _bound_tokens(mod: tvm.IRModule, library) -> tvm.IRModule:
     """Say how many tokens one call of each function takes at most, which bounds the planned memory."""
     for var, function in list(mod.functions_items()):
         if isinstance(function, relax.Function):
-            mod.update_func(var, function.with_attr("tir_var_upper_bound", {"n": limits.get(var.name_hint, default)}))
+            tokens = library.score_chunk if var.name_hint == "score" else library.chunk
+            limits = {"n": tokens, BATCH: max(library.batch, 1)}
+            mod.update_func(var, function.with_attr("tir_var_upper_bound", limits))
     return mod
 
 

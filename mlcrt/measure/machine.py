@@ -57,6 +57,17 @@ def read_bandwidth(size: int = 1 << 29, seconds: float = 1.0) -> float:
     return best
 
 
+def multiply_adds(size: int = 1024, seconds: float = 1.0) -> float:
+    """float32 multiply-adds per second of NumPy's matrix product on all cores; the best pass counts."""
+    a, b = (np.random.default_rng(i).random((size, size), np.float32) for i in range(2))
+    best, stop = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < stop:
+        start = time.perf_counter()
+        a @ b
+        best = max(best, size**3 / (time.perf_counter() - start))
+    return best
+
+
 def peak_memory() -> int:
     """The largest resident set of this process so far, in bytes; 0 where it is not known."""
     try:

@@ -1,12 +1,21 @@
 """The one decoder: a pre-norm transformer described by DecoderConfig, written with relax.frontend.nn.
 
-Three entry points share the weights (one packed tuple) and the decode state (device buffers that keep their address):
+Entry points share the weights (one packed tuple) and the decode state (device buffers that keep their address):
 
     prefill(tokens [n] i32, state, params)   appends n tokens; leaves logits, argmax token and position in the state
     decode(state, params)                    the same for the one token held in the state: no argument changes
     score(tokens [n] i32, state, params)     appends n tokens; returns logits [n, vocab] of every position
+    hidden(tokens [n] i32, state, params)    appends n tokens; returns [n, hidden], before the final norm
 
 state = (token [1] i32, position [1] i32, logits [1, vocab] f32, k_0, v_0, k_1, v_1 …).
+
+Where the kernels have paged caches, many sequences share cache = (k_0, v_0 …), and places = (positions [n] i32,
+sequences [n] i32, blocks [sequences, most blocks] i32) tells for each token which sequence it continues where:
+
+    batch_prefill(tokens [n] i32, places, cache, params)      returns [n, hidden], before the final norm
+    batch_decode(tokens [rows] i32, places, cache, params)    returns logits [rows, vocab], each row as if it were alone
+    batch_logits(x [rows, hidden], params)                    logits of rows that batch_prefill returned
+    batch_choose(logits [rows, vocab], masks, mask, bias_starts, bias_tokens, biases, params)    see kernels: choose
 """
 
 from __future__ import annotations
@@ -20,6 +29,7 @@ from mlcrt.quant.scheme import Scheme
 
 from .config import DecoderConfig
 
+BATCH = "rows"  # the dimension that counts independent sequences; kernels compute each as if it were alone
 PLAIN = "values"  # attribute holding a weight stored as plain floats; left out of parameter names
 
 
@@ -95,8 +105,8 @@ class Layer(nn.Module):
             self.gate_up = linear("gate_up", 2 * c.intermediate, c.hidden, c.mlp_bias)
             self.down = linear("down", c.hidden, c.intermediate, c.mlp_bias)
 
-    def forward(self, x, tables, position, cache) -> nn.Tensor:
-        y = self.attention(self.normalize(x, self.attn_norm), tables[self.rope], position, cache)
+    def forward(self, x, tables, places, cache) -> nn.Tensor:
+        y = self.attention(self.normalize(x, self.attn_norm), tables[self.rope], places, cache)
         x = op.add(x, self.normalize(y, self.attn_post_norm) if self.config.post_norms else y)
         y = self.normalize(x, self.mlp_norm)
         y = self.experts(y, self.router(y)) if self.config.moe else self.mlp(y)
@@ -105,19 +115,19 @@ class Layer(nn.Module):
     def normalize(self, x: nn.Tensor, weight: nn.Parameter) -> nn.Tensor:
         return op.rms_norm(x, weight, axes=[-1], epsilon=self.config.norm_eps)
 
-    def attention(self, x, tables, position, cache) -> nn.Tensor:
+    def attention(self, x, tables, places, cache) -> nn.Tensor:
         c = self.config
-        shape = {"heads": c.heads, "kv_heads": c.kv_heads, "head_dim": c.head_dim}
+        shape = {"heads": c.heads, "kv_heads": c.kv_heads, "head_dim": c.head_dim, "paged": _paged(places)}
         norms = [self.q_norm, self.k_norm] if c.qk_norm else []
         k, v, q = emit(
             "rope_append",
-            [self.qkv(x), *tables, position, *norms, *cache],
+            [self.qkv(x), *tables, *places, *norms, *cache],
             **shape,
             rotary_dim=2 * len(c.ropes[self.rope].inv_freq),
             norm_eps=c.norm_eps if c.qk_norm else None,
         )
         scale = {"scale": c.attention_scale, "window": self.window, "softcap": c.attention_softcap}
-        return self.o(emit("attention", [q, k, v, position], **shape, **scale))
+        return self.o(emit("attention", [q, k, v, *places], **shape, **scale))
 
     def mlp(self, x: nn.Tensor) -> nn.Tensor:
         gate, up = op.split(self.gate_up(x), 2, axis=-1)
@@ -163,15 +173,19 @@ class Decoder(nn.Module):
         self.lm_head = None if c.tie_embeddings else Linear(scheme_of("lm_head.weight"), c.vocab, c.hidden)
 
     def hidden(self, tokens: nn.Tensor, state) -> nn.Tensor:
-        """[n, hidden] after the last layer, before the final norm."""
-        position = state[1]
+        return self.run(tokens, [state[1]], state[3:])
+
+    def run(self, tokens: nn.Tensor, places, cache) -> nn.Tensor:
+        """[n, hidden] after the last layer, before the final norm; places as kernels take them."""
         x = self.embed(tokens)
         tables = [
-            emit("rotary_tables", [table.inv_freq, position, tokens], factor=rope.attention_factor)
+            emit(
+                "rotary_tables", [table.inv_freq, places[0], tokens], factor=rope.attention_factor, own=_paged(places)
+            )
             for table, rope in zip(self.rope, self.config.ropes, strict=True)
         ]
         for i, layer in enumerate(self.layers):
-            x = layer(x, tables, position, (state[3 + 2 * i], state[4 + 2 * i]))
+            x = layer(x, tables, places, (cache[2 * i], cache[2 * i + 1]))
         return x
 
     def logits(self, x: nn.Tensor) -> nn.Tensor:
@@ -189,6 +203,18 @@ class Decoder(nn.Module):
     def score(self, tokens: nn.Tensor, state) -> nn.Tensor:
         return self.logits(self.hidden(tokens, state))
 
+    def batch_prefill(self, tokens: nn.Tensor, places, cache) -> nn.Tensor:
+        return self.run(tokens, list(places), cache)
+
+    def batch_decode(self, tokens: nn.Tensor, places, cache) -> nn.Tensor:
+        return self.logits(self.run(tokens, list(places), cache))
+
+    def batch_logits(self, x: nn.Tensor) -> nn.Tensor:
+        return self.logits(x)
+
+    def batch_choose(self, logits, masks, mask, bias_starts, bias_tokens, biases) -> tuple:
+        return emit("choose", [logits, masks, mask, bias_starts, bias_tokens, biases])
+
 
 class RopeFrequencies(nn.Module):
     """One rotary table's angular frequencies; a parameter so that the library serves any scaling of the same model."""
@@ -197,15 +223,19 @@ class RopeFrequencies(nn.Module):
         self.inv_freq = nn.Parameter((count,), "float32")
 
 
+def _paged(places) -> int | None:
+    return 1 if len(places) == 3 else None
+
+
 def _last_row(x: te.Tensor) -> te.Tensor:
     return te.compute((1, x.shape[1]), lambda _, j: x[x.shape[0] - 1, j], name="last_row")
 
 
-def build_module(config: DecoderConfig, scheme_of, kv_shapes, kv_dtype: str):
-    """Export the decoder: (IRModule with prefill, decode, score; ordered [(parameter name, nn.Parameter)]).
+def build_module(config: DecoderConfig, scheme_of, kv_shapes, kv_dtype: str, batched: bool = False):
+    """Export the decoder: (IRModule with its entry points; ordered [(parameter name, nn.Parameter)]).
 
     kv_shapes(kv_heads, head_dim, blocks) gives the target's layout of one layer's cache; `blocks` stays symbolic, so
-    the context length is chosen when the library is loaded.
+    the context length is chosen when the library is loaded. `batched`: with the entry points for paged caches.
     """
     decoder = Decoder(config, scheme_of)
     k_shape, v_shape = kv_shapes(config.kv_heads, config.head_dim, "blocks")
@@ -213,14 +243,40 @@ def build_module(config: DecoderConfig, scheme_of, kv_shapes, kv_dtype: str):
     fixed = [nn.spec.Tensor([1], "int32"), nn.spec.Tensor([1], "int32"), nn.spec.Tensor([1, config.vocab], "float32")]
     state = (*fixed, *cache)
     tokens, mode = nn.spec.Tensor(["n"], "int32"), {"param_mode": "packed", "effect_mode": "none"}
-    module, params = decoder.export_tvm(
-        spec={
-            "prefill": {"tokens": tokens, "state": state, "$": mode},
-            "decode": {"state": state, "$": mode},
-            "score": {"tokens": tokens, "state": state, "$": mode},
-        }
-    )
+    spec = {
+        "prefill": {"tokens": tokens, "state": state, "$": mode},
+        "decode": {"state": state, "$": mode},
+        "score": {"tokens": tokens, "state": state, "$": mode},
+        "hidden": {"tokens": tokens, "state": state, "$": mode},
+    }
+    if batched:
+        spec |= {name: {**arguments, "$": mode} for name, arguments in _batch_spec(config, cache).items()}
+    module, params = decoder.export_tvm(spec=spec)
     return module, [(name.removesuffix(f".{PLAIN}"), parameter) for name, parameter in params]
+
+
+def _batch_spec(config: DecoderConfig, cache: list) -> dict:
+    def places(n: str) -> tuple:
+        blocks = nn.spec.Tensor(["sequences", "most"], "int32")
+        return nn.spec.Tensor([n], "int32"), nn.spec.Tensor([n], "int32"), blocks
+
+    def tokens(n: str) -> dict:
+        return {"tokens": nn.spec.Tensor([n], "int32"), "places": places(n), "cache": tuple(cache)}
+
+    logits, words = nn.spec.Tensor([BATCH, config.vocab], "float32"), -(-config.vocab // 32)
+    return {
+        "batch_prefill": tokens("n"),
+        "batch_decode": tokens(BATCH),
+        "batch_logits": {"x": nn.spec.Tensor([BATCH, config.hidden], "float32")},
+        "batch_choose": {
+            "logits": logits,
+            "masks": nn.spec.Tensor(["masks", words], "int32"),
+            "mask": nn.spec.Tensor([BATCH], "int32"),
+            "bias_starts": nn.spec.Tensor(["starts"], "int32"),
+            "bias_tokens": nn.spec.Tensor(["biases"], "int32"),
+            "biases": nn.spec.Tensor(["biases"], "float32"),
+        },
+    }
 
 
 __all__ = ["Decoder", "build_module"]

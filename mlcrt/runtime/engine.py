@@ -27,13 +27,10 @@ class ContextFull(MlcrtError):
     """The tokens do not fit the context; nothing was changed."""
 
 
-class Engine:
-    """One model on one device with room for `context` tokens of one sequence.
+class LoadedModel:
+    """A library with its parameters on a device; what it computes for whom is a subclass's to say in `_allocate`."""
 
-    `tokens` are those in the KV cache, so len(tokens) is the position of the next one.
-    """
-
-    def __init__(self, dist: Path, device: str = "auto", context: int | None = None):
+    def __init__(self, dist: Path, device: str = "auto", context: int | None = None, sequences: int = 1):
         opened = open_dist(dist)
         name = self._pick(opened, device)
         entry = check_target(opened, name)
@@ -48,12 +45,12 @@ class Engine:
         self.chunk: int = entry["chunk"]
         self.score_chunk: int = entry["score_chunk"]
         self._entry = entry
-        self._load(opened, target, self._plan(opened, target, context))
+        self._load(opened, target, self._plan(opened, context, sequences))
 
-    def _plan(self, opened, target, context: int | None):
+    def _plan(self, opened, context: int | None, sequences: int):
         if context is not None and context < 1:
             raise MlcrtError(f"a context of {context} tokens is not possible; choose at least 1")
-        plan = plan_memory(opened, self._entry, context)
+        plan = plan_memory(opened, self._entry, context, sequences)
         limit = self.config.context
         if plan.context > limit:
             raise MlcrtError(f"{opened.name} was trained for {limit} tokens; choose --context {limit} or less")
@@ -74,18 +71,8 @@ class Engine:
         count = len(self._entry["parameters"]) + 2 * self.config.layers + 3
         runtime.reserve(plan.weights + plan.kv + 4 * self.config.vocab + 256 * count)
         self._params = runtime.bundle(self._read_params(opened))
-        shapes = self._cache_shapes(plan.blocks)
-        arrays = [np.zeros(1, np.int32), np.zeros(1, np.int32), np.zeros((1, self.config.vocab), np.float32)]
-        arrays += [np.zeros(shape, self._entry["kv_dtype"]) for shape in shapes]
-        self._state = [runtime.place(a) for a in arrays]
+        self._allocate(library)
         runtime.reserve(0)
-        self._state_bundle = runtime.bundle(self._state)
-        self._token = runtime.view(self._state[_TOKEN])
-        self._position = runtime.view(self._state[_POSITION])
-        self._logits = runtime.view(self._state[_LOGITS])
-        self._prefill, self._score = library["prefill"], library["score"]
-        self._decode = runtime.step(library["decode"], self._state_bundle, self._params)
-        self.tokens: list[int] = []
 
     @staticmethod
     def _pick(opened, device: str) -> str:
@@ -126,10 +113,40 @@ class Engine:
         c, block = self.config, self._entry["kv_block"]
         return [(c.kv_heads, blocks, c.head_dim * block)] * (2 * c.layers)
 
+    def _caches(self, blocks: int) -> list:
+        """Empty K and V caches of every layer, on the device."""
+        dtype = self._entry["kv_dtype"]
+        return [self._runtime.place(np.zeros(shape, dtype)) for shape in self._cache_shapes(blocks)]
+
+    def _allocate(self, library) -> None:
+        raise NotImplementedError
+
     @property
     def memory(self) -> dict[str, int]:
         """Bytes of weights, KV cache and workspace."""
         return {"weights": self.plan.weights, "kv": self.plan.kv, "workspace": self.plan.workspace}
+
+
+class Engine(LoadedModel):
+    """One model on one device with room for `context` tokens of one sequence.
+
+    `tokens` are those in the KV cache, so len(tokens) is the position of the next one.
+    """
+
+    def __init__(self, dist: Path, device: str = "auto", context: int | None = None):
+        super().__init__(dist, device, context)
+
+    def _allocate(self, library) -> None:
+        runtime = self._runtime
+        arrays = [np.zeros(1, np.int32), np.zeros(1, np.int32), np.zeros((1, self.config.vocab), np.float32)]
+        self._state = [*(runtime.place(a) for a in arrays), *self._caches(self.plan.blocks)]
+        self._state_bundle = runtime.bundle(self._state)
+        self._token = runtime.view(self._state[_TOKEN])
+        self._position = runtime.view(self._state[_POSITION])
+        self._logits = runtime.view(self._state[_LOGITS])
+        self._prefill, self._score = library["prefill"], library["score"]
+        self._decode = runtime.step(library["decode"], self._state_bundle, self._params)
+        self.tokens: list[int] = []
 
     def prefill(self, tokens: Sequence[int]) -> np.ndarray:
         """Append tokens (at least one); float32 logits [vocab] after the last, valid until the next call."""

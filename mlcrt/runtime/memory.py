@@ -15,17 +15,18 @@ DEFAULT_CONTEXT = 4096
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes of weights, of the KV cache at `context` positions, and of the workspace of one call."""
+    """Bytes of weights, of the KV cache at `context` positions of each sequence, and of the workspace of one call."""
 
     context: int
     weights: int
     kv_per_block: int
     kv_block: int
     workspace: int
+    sequences: int = 1
 
     @property
     def blocks(self) -> int:
-        return -(-self.context // self.kv_block)
+        return -(-self.context // self.kv_block) * self.sequences
 
     @property
     def kv(self) -> int:
@@ -37,8 +38,9 @@ class MemoryPlan:
 
     def text(self) -> str:
         per_token = self.kv_per_block / self.kv_block
+        slots = f"{self.sequences} slots of " if self.sequences > 1 else ""
         return (
-            f"memory: weights {megabytes(self.weights)} + KV cache {megabytes(self.kv)} (context {self.context},"
+            f"memory: weights {megabytes(self.weights)} + KV cache {megabytes(self.kv)} ({slots}context {self.context},"
             f" {per_token / 1024:.1f} KiB a token) + workspace {megabytes(self.workspace)} = {megabytes(self.total)}"
         )
 
@@ -47,13 +49,17 @@ class MemoryPlan:
         if available is None or self.total <= available:
             return
         room = available - self.weights - self.workspace
-        fitting = max(0, room // self.kv_per_block * self.kv_block)
-        advice = f"--context {fitting} would fit" if fitting else "even the weights do not fit: use a smaller model"
+        fitting = max(0, room // self.kv_per_block // self.sequences * self.kv_block)
+        fewer = " or fewer slots" if self.sequences > 1 else ""
+        smaller = "even the weights do not fit: use a smaller model"
+        advice = f"--context {fitting}{fewer} would fit" if fitting else smaller
+        if not fitting and room > 0 and self.sequences > 1:
+            advice = "use fewer slots"
         raise MlcrtError(f"{self.text()}, but {device} has {megabytes(available)} free; {advice}")
 
 
-def plan_memory(dist: Dist, entry: dict, context: int | None = None) -> MemoryPlan:
-    """`context` None: what the model was trained for, at most DEFAULT_CONTEXT."""
+def plan_memory(dist: Dist, entry: dict, context: int | None = None, sequences: int = 1) -> MemoryPlan:
+    """`context` None: what the model was trained for, at most DEFAULT_CONTEXT; `sequences` run at once."""
     config = dist.config
     size = np.dtype(entry["kv_dtype"]).itemsize
     per_token = 2 * config.layers * config.kv_heads * config.head_dim * size
@@ -66,6 +72,7 @@ def plan_memory(dist: Dist, entry: dict, context: int | None = None) -> MemoryPl
         per_token * entry["kv_block"],
         entry["kv_block"],
         entry["workspace_bytes"] + scratch,
+        sequences,
     )
 
 

@@ -16,6 +16,7 @@ import tvm
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from mlcrt.kernels.simd import Library
 from mlcrt.quant.scheme import Scheme
 from mlcrt.targets.cpu import attributes, missing_features
 from mlcrt.targets.cpu.tiles import tiles
@@ -37,7 +38,8 @@ def machine(level: str):
 def build(function, level: str):
     """The PrimFunc as a callable, compiled as the pipeline does it."""
     module = tvm.IRModule({"kernel": function.with_attr("global_symbol", "kernel")})
-    return tvm.compile(module, target=tvm.target.Target(machine(level)[0].tvm_target()))["kernel"]
+    with tvm.transform.PassContext(opt_level=3, disabled_pass=list(Library.skipped_passes)):
+        return tvm.compile(module, target=tvm.target.Target(machine(level)[0].tvm_target()))["kernel"]
 
 
 class Guarded:
