@@ -1,7 +1,7 @@
 """The chat page: `mount_page(app)` serves the files of mlcrt/serve/web, `/` being its index.html.
 
-The page is public and holds nothing secret: an API key must not be asked for on `/` and below `/web/`. It calls, on its
-own origin only, GET /v1/models and POST /v1/chat/completions with `stream` and `stream_options.include_usage`, with the
+The page is public and holds nothing secret: no API key may be asked for on `page_paths()`. It calls, on its own origin
+only, GET /v1/models and POST /v1/chat/completions with `stream` and `stream_options.include_usage`, with the
 key as `Authorization: Bearer …` once a 401 asked for one. See web/README.md for what it reads out of the answers.
 """
 
@@ -72,6 +72,11 @@ def page_files() -> dict[str, PageFile]:
 
     walk(resources.files(__package__) / "web", "")
     return files
+
+
+def page_paths() -> frozenset[str]:
+    """The URL paths of the page, all of which must be reachable without an API key: '/', '/web/app.js', …"""
+    return frozenset({"/", *(f"/web/{name}" for name in page_files())})
 
 
 def mount_page(app: FastAPI) -> None:

@@ -74,14 +74,14 @@ export function waitOf(header, now = Date.now()) {
   return Number.isFinite(seconds) ? Math.min(600, Math.max(1, seconds)) : null;
 }
 
-/** Models the server offers: [{id, context}], context in tokens or null. */
+/** Models the server offers: [{id, context}], context in tokens or null (mlcrt's field, or vLLM's). */
 export async function models() {
   const response = await request("/v1/models");
   const data = await response.json().catch(() => null);
   const list = Array.isArray(data?.data) ? data.data : [];
   return list
     .filter((model) => typeof model?.id === "string")
-    .map(({ id, max_model_len: context }) => ({ id, context: Number.isInteger(context) ? context : null }));
+    .map(({ id, context, max_model_len }) => ({ id, context: [context, max_model_len].find(Number.isInteger) ?? null }));
 }
 
 /** Texts of `data` fields, one per event (WHATWG HTML, server-sent events). */

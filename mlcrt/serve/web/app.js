@@ -23,7 +23,7 @@ const speech = new Speech(byId("spoken"), byId("said"));
 const store = new Store(changedElsewhere);
 const panels = new Panels();
 const coarse = () => window.matchMedia("(pointer: coarse)").matches && !window.matchMedia("(any-pointer: fine)").matches;
-const modelName = () => state.current.settings.model ?? state.models[0]?.id ?? "";
+const modelName = (conversation = state.current) => conversation.settings.model ?? state.models[0]?.id ?? "";
 const runOf = (conversation) => state.runs.get(conversation.id) ?? null;
 
 const turns = new Turns({
@@ -62,7 +62,7 @@ function drawHead() {
   byId("title").textContent = title;
   document.title = current.title ? `${title} · mlcrt` : "mlcrt";
   byId("model").textContent = modelName();
-  byId("greeting").textContent = modelName() ? `${modelName()} is listening.` : "mlcrt";
+  byId("greeting").textContent = modelName() ? `Ask ${modelName()}` : "mlcrt";
   const busy = Boolean(runOf(current));
   byId("send").hidden = busy;
   byId("stop").hidden = !busy;
@@ -70,7 +70,9 @@ function drawHead() {
   const used = last ? (last.figures.prompt ?? 0) + last.figures.completion : 0;
   const context = state.models.find((model) => model.id === modelName())?.context;
   byId("used").textContent = used ? `${count.format(used)}${context ? ` of ${count.format(context)}` : ""} tokens of context` : "";
-  byId("composer").style.setProperty("--used", context ? String(Math.min(1, used / context)) : "0");
+  byId("gauge").hidden = !(used && context);
+  byId("gauge").style.setProperty("--used", context ? String(Math.min(1, used / context)) : "0");
+  byId("hint").classList.toggle("unseen", current.nodes.length > 0);
 }
 
 /** A sentence above the message box, with buttons; the next one replaces it. */
@@ -188,10 +190,8 @@ function branch(node) {
 }
 
 async function answer(conversation, question) {
-  const node = addNode(conversation, "assistant", "", question.id, { state: "streaming", model: modelName() });
-  const chosen = { ...conversation.settings, model: modelName() };
-  if (!chosen.model) delete chosen.model;
-  const run = new Run({ conversation, node, settings: chosen, onChange: progressed });
+  const node = addNode(conversation, "assistant", "", question.id, { state: "streaming", model: modelName(conversation) });
+  const run = new Run({ conversation, node, settings: { ...conversation.settings }, onChange: progressed });
   state.runs.set(conversation.id, run);
   notice("");
   speech.begin();
@@ -201,8 +201,10 @@ async function answer(conversation, question) {
     history.replaceState(null, "", `${location.pathname}#${conversation.id}`);
     draw();
     turns.toEnd();
-    prompt.focus();
+    (coarse() ? byId("stop") : prompt).focus(); // on a phone the keyboard makes room for the answer
   }
+  if (!modelName(conversation)) await lookForModels(true);
+  run.settings.model = modelName(conversation);
   await run.go();
   if (state.runs.get(conversation.id) === run) state.runs.delete(conversation.id); // an edit may have begun another
   conversation.updated = Date.now();
@@ -243,14 +245,16 @@ function keepAnswers() {
 
 // ---- server --------------------------------------------------------------------------------------------------------
 
-async function lookForModels() {
+/** `quiet`: a request follows that will say what is wrong. */
+async function lookForModels(quiet = false) {
   try {
     state.models = await models();
     settings.models(state.models, state.current.settings.model);
     byId("change-key").hidden = !key.get();
     drawHead();
   } catch (error) {
-    if (error.kind === "key") askKey(lookForModels, error.message);
+    if (quiet) return;
+    if (error.kind === "key") askKey(() => lookForModels(), error.message);
     else notice(error.message, button("Try again", () => {
       notice("");
       lookForModels();
@@ -259,14 +263,14 @@ async function lookForModels() {
 }
 
 function askKey(then, reason = "This server asks for an API key.") {
+  if (byId("key-dialog").open) return;
   byId("key-reason").textContent = reason;
   byId("key").value = "";
   byId("key-dialog").showModal();
   byId("key-form").onsubmit = () => {
     key.set(byId("key").value.trim());
     byId("change-key").hidden = false;
-    if (!state.models.length && then !== lookForModels) lookForModels();
-    then?.();
+    then();
   };
 }
 
@@ -355,7 +359,7 @@ byId("import-file").addEventListener("change", async ({ target }) => {
   target.value = "";
 });
 byId("help-open").addEventListener("click", () => byId("help").showModal());
-byId("change-key").addEventListener("click", () => askKey(lookForModels, "Every request of this tab carries this key."));
+byId("change-key").addEventListener("click", () => askKey(() => lookForModels(), "Every request of this tab carries this key."));
 byId("key-cancel").addEventListener("click", () => byId("key-dialog").close());
 
 // ---- start ---------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ const ENTITIES = {
 const AUTOLINK = /<([a-zA-Z][a-zA-Z0-9+.-]{1,31}:[^\s<>]{0,2000}|[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8})>/y;
 const BARE = /(?:https?:\/\/|www\.)[^\s<]{1,2000}/y;
 const TITLE = /[ \n]{1,8}(?:"((?:\\.|[^"\\]){0,500})"|'((?:\\.|[^'\\]){0,500})'|\(((?:\\.|[^()\\]){0,500})\))/y;
+const DOLLARS = /\$((?=\S)[^$\n]{0,299}[^\s$])\$(?!\d)/y;
 const MATH = { "\\(": "\\)", "\\[": "\\]", $$: "$$" };
 const MAX_DESTINATION = 2000;
 
@@ -137,15 +138,21 @@ class Parser {
     return true;
   }
 
-  /** TeX between \( \), \[ \] or $$ $$ stays as it was written: its stars and underscores are not Markdown. */
+  /** TeX between \( \), \[ \], $$ $$, or $ $ with a TeX sign in it: its stars and underscores are not Markdown. */
   math() {
+    const dollars = this.match(DOLLARS);
+    if (dollars && /[\\^_]/.test(dollars[1])) {
+      this.nodes.push({ type: "math", text: dollars[1] });
+      this.at += dollars[0].length;
+      return true;
+    }
     const opener = this.text.slice(this.at, this.at + 2);
     const closer = MATH[opener];
     if (!closer || this.unclosed.has(closer)) return false;
     const end = this.text.indexOf(closer, this.at + 2);
     if (end < 0) this.unclosed.add(closer);
     if (end < 0 || end === this.at + 2) return false;
-    this.nodes.push({ type: "math", text: this.text.slice(this.at, end + 2) });
+    this.nodes.push({ type: "math", text: this.text.slice(this.at + 2, end).trim() });
     this.at = end + 2;
     return true;
   }

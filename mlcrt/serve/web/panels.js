@@ -7,7 +7,7 @@ const NARROW = window.matchMedia("(max-width: 60rem)");
 export class Panels {
   constructor() {
     this.panels = {
-      sidebar: { element: byId("sidebar"), opener: byId("open-sidebar"), first: byId("search"), open: !NARROW.matches },
+      sidebar: { element: byId("sidebar"), opener: byId("open-sidebar"), first: byId("new"), open: !NARROW.matches },
       settings: { element: byId("settings"), opener: byId("open-settings"), first: byId("settings-title"), open: false },
     };
     for (const [name, panel] of Object.entries(this.panels)) {

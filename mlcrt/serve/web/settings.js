@@ -33,7 +33,7 @@ export class Settings {
     const { label, min, max, step, whole, hint } = LIMITS[name];
     const input = el("input", {
       type: "number", id: `set-${name}`, min: String(min), max: String(max), step: whole ? String(step) : "any",
-      inputmode: whole ? "numeric" : "decimal", placeholder: "server’s", "aria-describedby": `hint-${name}`,
+      inputmode: whole ? "numeric" : "decimal", placeholder: "default", "aria-describedby": `hint-${name}`,
       on: { input: () => this.changed() },
     });
     // Arrow keys move by a step of the setting's own size: with step="any" they would move by 1.
