@@ -360,6 +360,13 @@ byId("import-file").addEventListener("change", async ({ target }) => {
 });
 byId("help-open").addEventListener("click", () => byId("help").showModal());
 byId("change-key").addEventListener("click", () => askKey(() => lookForModels(), "Every request of this tab carries this key."));
+// Chromium gives the focus back after a click in the dialog, but not the caret: keys would go nowhere.
+for (const dialog of document.querySelectorAll("dialog")) {
+  dialog.addEventListener("close", () => {
+    const active = document.activeElement;
+    if (active instanceof HTMLTextAreaElement) active.setSelectionRange(active.selectionStart, active.selectionEnd);
+  });
+}
 byId("key-cancel").addEventListener("click", () => byId("key-dialog").close());
 
 // ---- start ---------------------------------------------------------------------------------------------------------

@@ -15,6 +15,10 @@ from selenium.webdriver.support.ui import WebDriverWait
 from web_server import ScriptedServer
 
 WAIT_S = 20
+BUTTONS = """
+    return [...document.querySelectorAll(arguments[0])].filter((button) =>
+        button.checkVisibility() && (button.getAttribute('aria-label') ?? button.textContent) === arguments[1]);
+"""
 ALLOWED = ("GET /", "GET /v1/models", "POST /v1/chat/completions")
 
 
@@ -91,14 +95,12 @@ class Page:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
     def button(self, name: str, within: str = "body"):
-        """The visible button of this accessible name; the last one, where messages have one each."""
-        found = [b for b in self.all(f"{within} button") if b.is_displayed() and b.accessible_name == name]
-        assert found, f"there is no button {name!r}"
-        return found[-1]
+        """The visible button of this accessible name or None; the last one, where messages have one each."""
+        found = self.js(BUTTONS, f"{within} button", name)
+        return found[-1] if found and found[-1].accessible_name == name else None
 
     def press(self, name: str, within: str = "body") -> None:
-        self.until(lambda: any(b.is_displayed() and b.accessible_name == name for b in self.all(f"{within} button")), name)
-        button = self.button(name, within)
+        button = self.until(lambda: self.button(name, within), f"there is no button {name!r}")
         self.js("arguments[0].scrollIntoView({block: 'center'})", button)
         button.click()
 
