@@ -63,7 +63,7 @@ function asError(status, { message, code }, retryAfter = null) {
 }
 
 function sentence(text) {
-  const trimmed = text.trim();
+  const trimmed = text.trim().replace(/^\p{Ll}/u, (letter) => letter.toUpperCase());
   return /[.!?]$/.test(trimmed) ? trimmed : `${trimmed}.`;
 }
 

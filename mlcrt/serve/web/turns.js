@@ -91,7 +91,7 @@ class Turn {
 
   showMargin(run) {
     const { node } = this;
-    const lines = [el("span", { class: "who", text: node.role === "user" ? "You" : node.model || "Answer" })];
+    const lines = [el("h2", { class: "who", text: node.role === "user" ? "You" : node.model || "Answer" })];
     if (node.role === "assistant") {
       const live = run && run.phase !== "over";
       const texts = live ? (run.rate ? figureLines({ rate: run.rate }) : []) : figureLines(node.figures);

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 
 import pytest
-from web_browser import Page, start_chromium
+from web_browser import Page, start_chromium, unavailable
 from web_server import ScriptedServer
-
-
-def unavailable(reason: str):
-    """Skip, or fail where everything is expected to be there."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"CI=true but {reason}", pytrace=False)
-    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

@@ -64,7 +64,7 @@ def test_busy_server_is_asked_again(page, server):
 
 REFUSALS = [
     (400, {"message": "The prompt has 9000 tokens", "code": "context_length_exceeded"}, "no longer fits the model's context"),
-    (400, {"message": "top_p: must be at most 1", "code": "invalid_value"}, "refused the request (400). top_p: must be at most 1."),
+    (400, {"message": "top_p: must be at most 1", "code": "invalid_value"}, "refused the request (400). Top_p: must be at most 1."),
     (404, {"message": "There is no such model here", "code": "model_not_found"}, "There is no such model here."),
     (413, {"message": "too large"}, "larger than the server accepts"),
     (500, {"message": "The server failed on this request; its log says why."}, "The server failed (500)."),
@@ -98,7 +98,7 @@ def test_broken_connection(page, server):
 def test_error_in_the_stream(page, server):
     server.next(Answer("Some text", error={"message": "the device was lost", "type": "server_error"}))
     page.ask("Hello")
-    assert page.answers == ["Some text"] and "the device was lost." in page.note()
+    assert page.answers == ["Some text"] and "The device was lost." in page.note()
 
 
 def test_server_gone(page, server):

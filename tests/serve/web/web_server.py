@@ -64,7 +64,7 @@ class ScriptedServer:
         self.key: str | None = None
         self.context, self.models = context, models
         self.server = uvicorn.Server(
-            uvicorn.Config(self._app(), host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=1)
+            uvicorn.Config(self._app(), host="127.0.0.1", port=0, log_level="critical", lifespan="off")
         )
         self.thread = threading.Thread(target=self.server.run, daemon=True)
 
@@ -79,24 +79,16 @@ class ScriptedServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.server.should_exit = True
+        self.server.should_exit = self.server.force_exit = True
         self.thread.join(WAIT_S)
 
     def next(self, *planned: Answer | Refusal) -> Answer | Refusal:
         self.plan.extend(planned)
         return planned[-1]
 
-    def _app(self) -> FastAPI:
+    def _app(self):
         app = FastAPI()
         mount_page(app)
-
-        @app.middleware("http")
-        async def record(request: Request, call_next):
-            self.paths.append(f"{request.method} {request.url.path}")
-            needs_key = request.url.path.startswith("/v1/") and self.key
-            if needs_key and request.headers.get("authorization") != f"Bearer {self.key}":
-                return JSONResponse({"error": {"message": "no key", "code": "invalid_api_key"}}, 401)
-            return await call_next(request)
 
         @app.get("/v1/models")
         async def models() -> dict:
@@ -111,7 +103,17 @@ class ScriptedServer:
                 return JSONResponse({"error": planned.error}, planned.status, planned.headers)
             return StreamingResponse(_stream(planned, self.bodies[-1]), media_type="text/event-stream")
 
-        return app
+        async def recording(scope, receive, send) -> None:
+            if scope["type"] == "http":
+                self.paths.append(f"{scope['method']} {scope['path']}")
+                given = dict(scope["headers"]).get(b"authorization", b"").decode()
+                if self.key and scope["path"].startswith("/v1/") and given != f"Bearer {self.key}":
+                    refusal = JSONResponse({"error": {"message": "no key", "code": "invalid_api_key"}}, 401)
+                    await refusal(scope, receive, send)
+                    return
+            await app(scope, receive, send)
+
+        return recording
 
 
 async def _stream(answer: Answer, body: dict):
