@@ -70,8 +70,7 @@ def bring_to(page, server, state: str) -> None:
         page.until(lambda: page.find("#key-dialog").is_displayed())
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [320, 1280])
+@pytest.mark.parametrize("width, dark", [(320, False), (1280, True)], ids=["phone-light", "desktop-dark"])
 def test_axe_finds_nothing(page, server, axe, width, dark):
     page.screen(width=width, height=760, touch=width == 320, dark=dark, still=True)
     for state in STATES:
