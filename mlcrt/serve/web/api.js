@@ -3,6 +3,8 @@
 import { local, session } from "./store.js";
 
 const KEY = "mlcrt.key";
+// Errors that end a stream come when the status has gone out: their codes stand for these.
+const STREAM_ERRORS = { service_unavailable: 503, request_timeout: 408, context_length_exceeded: 400 };
 
 /** kind: "offline", "key", "busy", "full", "broken" or "refused". `retryAfter`: seconds, for "busy". */
 export class ServerError extends Error {
@@ -56,9 +58,10 @@ function asError(status, { message, code }, retryAfter = null) {
     return new ServerError("full", `This conversation no longer fits the model's context. ${then}`);
   }
   if (status === 413) return new ServerError("full", "This message is larger than the server accepts. Shorten it and send it again.");
-  if (status === 503) return new ServerError("broken", "The server is starting or shutting down. Try again in a moment.");
+  if (status === 408) return new ServerError("broken", said || "The server gave up on this request because it took too long.");
+  if (status === 503) return new ServerError("broken", "The server is shutting down or not ready yet. Try again in a moment.");
   if (status === 404) return new ServerError("refused", said || "The server does not know this model. Choose another one in the settings.");
-  if (status >= 500) return new ServerError("broken", `The server failed (${status}). ${said || "Its log says why."}`);
+  if (status >= 500) return new ServerError("broken", `The server failed. ${said || "Its log says why."}`);
   return new ServerError("refused", `The server refused the request${status ? ` (${status})` : ""}. ${said}`.trim());
 }
 
@@ -138,7 +141,7 @@ export async function streamChat({ messages, settings, signal, onText }) {
       } catch {
         throw new ServerError("broken", "The server sent something that could not be read. What arrived is kept.");
       }
-      if (chunk?.error) throw asError(Number(chunk.error.status ?? chunk.error.code) || 500, chunk.error);
+      if (chunk?.error) throw asError(STREAM_ERRORS[chunk.error.code] ?? 500, chunk.error);
       if (typeof chunk?.model === "string") out.model = chunk.model;
       if (chunk?.usage) out.usage = chunk.usage;
       const choice = chunk?.choices?.[0];

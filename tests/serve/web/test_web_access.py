@@ -1,4 +1,4 @@
-"""The page for everyone: axe-core, keyboard alone, what a screen reader is told, phones, calm motion, dark and light."""
+"""The page for everyone: axe-core, keyboard alone, what a screen reader hears, phones, calm motion, dark and light."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from web_server import Answer
 
 RICH = """# Title
 
-Some *text* with a [link](http://example.org/a) and `code`. A_very_long_word_that_has_no_place_to_break_anywhere_in_it_0123456789_0123456789.
+Some *text* with a [link](http://example.org/a) and `code`.
+A_very_long_word_that_has_no_place_to_break_anywhere_in_it_0123456789_0123456789.
 
 1. one
    - two
@@ -83,7 +84,8 @@ def test_axe_finds_nothing(page, server, axe, width, dark):
             const done = arguments[0];
             axe.run(document, { resultTypes: ['violations'] }).then(({ violations, passes }) => done({
                 ran: passes.length,
-                bad: violations.map((r) => `${r.id}: ${r.help}: ${r.nodes.map((n) => n.html.slice(0, 120) + n.failureSummary)}`),
+                bad: violations.map((r) =>
+                    `${r.id}: ${r.help}: ${r.nodes.map((n) => n.html.slice(0, 120) + n.failureSummary)}`),
             }));
         """
         result = page.driver.execute_async_script(script)
@@ -134,7 +136,7 @@ def test_phone_with_the_keyboard_up(page, server):
     page.prompt.send_keys("line\n" * 12)
     edges = "const b = document.querySelector('.box').getBoundingClientRect(); return [b.top, b.bottom, innerHeight]"
     top, bottom, height = page.js(edges)
-    assert 0 <= top and bottom <= height == 250
+    assert top >= 0 and bottom <= height == 250
     assert page.button("Send")
 
 
@@ -145,7 +147,8 @@ def test_keyboard_alone(page, server):
     for _ in range(12):
         order.append(page.focused())
         outline = page.js("const s = getComputedStyle(document.activeElement); return s.outlineStyle + s.outlineWidth")
-        box = page.js("return document.activeElement.closest('.box') && getComputedStyle(document.activeElement.closest('.box')).boxShadow")
+        around = "const box = document.activeElement.closest('.box'); return box && getComputedStyle(box).boxShadow"
+        box = page.js(around)
         assert outline.startswith("solid") or box, f"the focus does not show on {order[-1]}"
         if order[-1] == "Send":
             break
@@ -221,7 +224,9 @@ def test_screen_reader_hears_sentences(page, server):
         page.until(lambda: page.find(".turn.assistant .answer").get_attribute("textContent"))
         if heard is not None:
             page.until(lambda heard=heard: page.spoken() == heard, f"{page.spoken()} instead of {heard}")
-    page.until(lambda: " ".join(page.spoken()[1:]) == "The second costs 3.50 euros! Listing of 2 lines.", str(page.spoken()))
+    page.until(
+        lambda: " ".join(page.spoken()[1:]) == "The second costs 3.50 euros! Listing of 2 lines.", str(page.spoken())
+    )
     answer.say("- last")
     answer.end()
     page.until(lambda: page.spoken()[-1:] == ["last"])

@@ -168,7 +168,9 @@ def test_thinking_is_folded_away(page, server):
 
 
 def test_code_can_be_copied(page, server):
-    page.driver.execute_cdp_cmd("Browser.grantPermissions", {"permissions": ["clipboardReadWrite"], "origin": server.url})
+    page.driver.execute_cdp_cmd(
+        "Browser.grantPermissions", {"permissions": ["clipboardReadWrite"], "origin": server.url}
+    )
     code = "def f(x):\n    return x  # <b>"
     server.next(Answer(f"```python\n{code}\n```"))
     page.ask("Code, please")

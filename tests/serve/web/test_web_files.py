@@ -27,7 +27,8 @@ def fetch(server, path: str, method: str = "GET", **headers: str):
 
 def test_every_file(server):
     types = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".woff2": "font/woff2",
-             ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml", ".txt": "text/plain; charset=utf-8"}  # fmt: skip
+             ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml",
+             ".txt": "text/plain; charset=utf-8"}  # fmt: skip
     paths = page_paths()
     on_disk = {f.relative_to(FOLDER).as_posix() for f in FOLDER.rglob("*") if f.is_file() and f.suffix != ".md"}
     assert paths == {"/"} | {f"/web/{name}" for name in on_disk}
@@ -92,11 +93,23 @@ def test_scripts_name_only_what_is_there():
     for name, file in files.items():
         if name.endswith((".js", ".css", ".html")):
             text = file.body.decode()
-            assert not [u for u in re.findall(r"https?://[^\s\"'`)<]+", text) if "w3.org" not in u and "$" not in u and "/[" not in u], name
+            assert not [
+                u
+                for u in re.findall(r"https?://[^\s\"'`)<]+", text)
+                if "w3.org" not in u and "$" not in u and "/[" not in u
+            ], name
         if name.endswith(".js"):
             for imported in re.findall(r'from "\./([^"]+)"', text):
                 assert imported in files, f"{name} imports {imported}"
-            for sink in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "DOMParser", "eval(", "new Function"):
+            for sink in (
+                "innerHTML",
+                "outerHTML",
+                "insertAdjacentHTML",
+                "document.write",
+                "DOMParser",
+                "eval(",
+                "new Function",
+            ):
                 assert sink not in text, f"{name} uses {sink}"
         if name.endswith(".css"):
             for url in re.findall(r'url\("([^"]+)"\)', text):

@@ -39,12 +39,12 @@ ATTACKS = [
     "http://203.0.113.9/\"onmouseover=alert(1) www.example.org/<script>alert(1)</script> \u202ehttp://x.org",
 ]  # fmt: skip
 TAGS = {
-    "A", "BLOCKQUOTE", "BR", "BUTTON", "CODE", "DEL", "DETAILS", "DIV", "EM", "H3", "H4", "H5", "H6", "HR", "LI", "OL", "P",
-    "PRE", "SPAN", "STRONG", "SUMMARY", "TABLE", "TBODY", "TD", "TH", "THEAD", "TR", "UL",
+    "A", "BLOCKQUOTE", "BR", "BUTTON", "CODE", "DEL", "DETAILS", "DIV", "EM", "H3", "H4", "H5", "H6", "HR", "LI", "OL",
+    "P", "PRE", "SPAN", "STRONG", "SUMMARY", "TABLE", "TBODY", "TD", "TH", "THEAD", "TR", "UL",
 }  # fmt: skip
 ATTRIBUTES = {
-    "aria-label", "class", "dir", "href", "referrerpolicy", "rel", "role", "scope", "start", "tabindex", "target", "title",
-    "type",
+    "aria-label", "class", "dir", "href", "referrerpolicy", "rel", "role", "scope", "start", "tabindex", "target",
+    "title", "type",
 }  # fmt: skip
 LOOK = """
     return [...document.querySelectorAll(arguments[0] + ' *')].map((e) =>
@@ -62,7 +62,12 @@ def assert_harmless(page, where: str) -> None:
         if "href" in attributes:
             assert attributes["href"].startswith(("http://", "https://", "mailto:")), attributes
             assert attributes["rel"] == "noopener noreferrer nofollow" and attributes["target"] == "_blank"
-    assert page.js("return document.querySelectorAll('main img, main iframe, main script, main style, main form form').length") == 0
+    assert (
+        page.js(
+            "return document.querySelectorAll('main img, main iframe, main script, main style, main form form').length"
+        )
+        == 0
+    )
 
 
 def assert_plain(page, where: str) -> None:
@@ -70,7 +75,9 @@ def assert_plain(page, where: str) -> None:
     assert page.js("return window.pwned") is None
     for tag, attributes in page.js(LOOK, where):
         assert tag.upper() in {"BUTTON", "DIV", "H2", "LI", "P", "PATH", "SPAN", "SVG", "UL"}, f"a {tag} came out"
-        assert not [name for name in attributes if name.startswith("on") or name in ("src", "href", "style")], attributes
+        assert not [name for name in attributes if name.startswith("on") or name in ("src", "href", "style")], (
+            attributes
+        )
 
 
 def test_model_text(page, server):
@@ -118,9 +125,16 @@ def test_error_messages_of_the_server(page, server):
 
 def test_imported_file(page, tmp_path):
     evil = "<img src=x onerror=window.pwned=1>"
-    node = {"id": "n1", "parent": None, "role": "assistant", "content": evil, "model": evil, "state": evil, "reason": evil,
+    node = {"id": "n1", "parent": None, "role": "assistant", "content": evil, "model": evil, "state": evil,
+            "reason": evil,
             "figures": {"rate": evil, "completion": {}, "__proto__": {"pwned": 1}}, "onclick": "alert(1)"}  # fmt: skip
-    conversation = {"id": "c1", "title": evil, "leaf": "n1", "nodes": [node], "settings": {"system": evil, "seed": evil}}
+    conversation = {
+        "id": "c1",
+        "title": evil,
+        "leaf": "n1",
+        "nodes": [node],
+        "settings": {"system": evil, "seed": evil},
+    }
     text = json.dumps({"format": "mlcrt-conversations", "version": 1, "conversations": [conversation]})
     file = tmp_path / "evil.json"
     file.write_text(text[:-1] + ', "__proto__": {"pwned": 1}}')
@@ -141,12 +155,14 @@ def test_the_policy_is_in_force(page, server):
         window.refused = [];
         document.addEventListener('securitypolicyviolation', (e) => window.refused.push(e.effectiveDirective));
         const script = document.createElement('script');
-        try { script.textContent = 'window.pwned = 1'; document.body.append(script); } catch (e) { window.refused.push('text'); }
+        try { script.textContent = 'window.pwned = 1'; document.body.append(script); }
+        catch (e) { window.refused.push('text'); }
         try { document.body.insertAdjacentHTML('beforeend', '<p>x</p>'); } catch (e) { window.refused.push('html'); }
         try { document.querySelector('#empty').innerHTML = '<p>x</p>'; } catch (e) { window.refused.push('inner'); }
         // later, because what the test itself evaluates is exempt from this rule
         setTimeout(() => { try { eval('window.pwned = 1'); } catch (e) { window.refused.push('eval'); } });
-        const style = document.createElement('style'); style.textContent = 'body{color:red}'; document.head.append(style);
+        const style = document.createElement('style');
+        style.textContent = 'body{color:red}'; document.head.append(style);
         document.body.setAttribute('style', 'color: red');
         try { document.body.setAttribute('onclick', 'window.pwned = 1'); } catch (e) { window.refused.push('handler'); }
         const image = new Image(); image.src = 'http://203.0.113.9/x.png';
@@ -154,7 +170,18 @@ def test_the_policy_is_in_force(page, server):
         document.body.append(Object.assign(document.createElement('iframe'), { src: 'http://203.0.113.9/' }));
     """
     page.driver.execute_script(events)
-    expected = {"text", "html", "inner", "eval", "handler", "fetch", "style-src-elem", "img-src", "connect-src", "frame-src"}
+    expected = {
+        "text",
+        "html",
+        "inner",
+        "eval",
+        "handler",
+        "fetch",
+        "style-src-elem",
+        "img-src",
+        "connect-src",
+        "frame-src",
+    }
     page.until(lambda: expected <= set(page.js("return window.refused")), "the policy let something through")
     page.find("#empty").click()
     assert page.js("return window.pwned") is None

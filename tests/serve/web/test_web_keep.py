@@ -51,13 +51,15 @@ def test_killed_tab(page, server):
     answer = server.next(Answer("Before the crash", held=True))
     page.send("Hello")
     page.shows("Before the crash")
-    kept = "return Object.keys(localStorage).some((k) => k.startsWith('mlcrt.live.') && localStorage[k].includes('the crash'))"
+    kept = "return JSON.stringify(localStorage).includes('Before the crash')"
     page.until(lambda: page.js(kept), "the answer was not written down while it arrived")
     record = page.js("return Object.entries(localStorage).find(([k]) => k.startsWith('mlcrt.live.'))")
     page.driver.execute_cdp_cmd("Page.close", {})
     page.driver.switch_to.window(first)
     # As if the process had died without a word, a while ago.
-    stale = "const [k, v] = arguments[0]; localStorage[k] = JSON.stringify({ ...JSON.parse(v), at: Date.now() - 60000 })"
+    stale = (
+        "const [k, v] = arguments[0]; localStorage[k] = JSON.stringify({ ...JSON.parse(v), at: Date.now() - 60000 })"
+    )
     page.js(stale, record)
     page.reload()
     page.find("#list .open").click()
@@ -117,14 +119,21 @@ def test_export_and_import(page, server, chromium):
 
 
 def test_files_that_cannot_be_imported(page, tmp_path):
-    good = {"id": "a", "title": "t", "leaf": "n", "nodes": [{"id": "n", "parent": None, "role": "user", "content": "x"}]}
+    good = {
+        "id": "a",
+        "title": "t",
+        "leaf": "n",
+        "nodes": [{"id": "n", "parent": None, "role": "user", "content": "x"}],
+    }
     whole = {"format": "mlcrt-conversations", "version": 1, "conversations": [good]}
     cases = {
         "not json": "This file is not JSON",
         "[]": "holds no conversations of this page",
         json.dumps({**whole, "version": 2}): "has version 2",
         json.dumps({**whole, "conversations": [good, {"id": "b"}]}): "Conversation 2 of the file is damaged",
-        json.dumps({**whole, "conversations": [{**good, "nodes": [{**good["nodes"][0], "parent": "n"}]}]}): "hangs on none",
+        json.dumps(
+            {**whole, "conversations": [{**good, "nodes": [{**good["nodes"][0], "parent": "n"}]}]}
+        ): "hangs on none",
     }
     for text, expected in cases.items():
         file = tmp_path / "x.json"

@@ -52,7 +52,9 @@ class Page:
 
     # ---- the window ----
 
-    def screen(self, width: int = 1280, height: int = 800, touch: bool = False, dark: bool = False, still: bool = False):
+    def screen(
+        self, width: int = 1280, height: int = 800, touch: bool = False, dark: bool = False, still: bool = False
+    ):
         self.touch = touch
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": touch}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
@@ -72,7 +74,9 @@ class Page:
         self.ready()
 
     def ready(self) -> None:
-        self.until(lambda: self.js("return document.documentElement.dataset.ready === 'true'"), "the page did not start")
+        self.until(
+            lambda: self.js("return document.documentElement.dataset.ready === 'true'"), "the page did not start"
+        )
 
     def leave(self) -> None:
         self.driver.get("about:blank")
@@ -94,8 +98,10 @@ class Page:
     # ---- finding and waiting ----
 
     def until(self, condition, message: str = "did not happen"):
-        """What `condition` gives once it is true; pages change between two looks, so stale elements are looked up again."""
-        wait = WebDriverWait(self.driver, WAIT_S, poll_frequency=0.02, ignored_exceptions=[StaleElementReferenceException])
+        """What `condition` gives once it is true; elements that went stale between two looks are looked up again."""
+        wait = WebDriverWait(
+            self.driver, WAIT_S, poll_frequency=0.02, ignored_exceptions=[StaleElementReferenceException]
+        )
         return wait.until(lambda _: condition(), message)
 
     def find(self, selector: str):
@@ -195,7 +201,11 @@ class Page:
         assert not strangers, f"the page asked for {strangers}"
         other = {p for p in self.server.paths if p not in ALLOWED and not p.startswith("GET /web/")}
         assert not other, f"the page asked its server for {other}"
-        bad = [entry for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE" and entry["source"] != "network"]
+        bad = [
+            entry
+            for entry in self.driver.get_log("browser")
+            if entry["level"] == "SEVERE" and entry["source"] != "network"
+        ]
         assert not bad, bad
 
 

@@ -121,7 +121,8 @@ async def _stream(answer: Answer, body: dict):
     sent = 0
 
     def chunk(choices: list, **more) -> str:
-        return f"data: {json.dumps({'object': 'chat.completion.chunk', 'model': 'toy-model', 'choices': choices, **more})}\n\n"
+        data = {"object": "chat.completion.chunk", "model": "toy-model", "choices": choices, **more}
+        return f"data: {json.dumps(data)}\n\n"
 
     def piece(text: str) -> str:
         return chunk([{"index": 0, "delta": {"content": text}, "finish_reason": None}])
