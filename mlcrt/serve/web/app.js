@@ -1,6 +1,5 @@
 // The page: puts storage, server, transcript, list and settings together.
-
-import { byId, button, download, el, icon } from "./dom.js";
+import { byId, button, download, el, fit, icon } from "./dom.js";
 import { key, models, remembered } from "./api.js";
 import {
   addNode, exportText, importText, newConversation, nodeById, pathTo, readSettings, showBranch,
@@ -10,7 +9,7 @@ import { Run } from "./run.js";
 import { Settings } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
 import { Speech } from "./speech.js";
-import { Store, session } from "./store.js";
+import { STALE_MS, Store, session } from "./store.js";
 import { Turns } from "./turns.js";
 
 const DRAW_MS = 40; // between two drawings of a growing answer
@@ -20,11 +19,12 @@ const count = new Intl.NumberFormat("en");
 const state = { conversations: [], current: null, models: [], runs: new Map(), drawing: null };
 const prompt = byId("prompt");
 const speech = new Speech(byId("spoken"), byId("said"));
-const store = new Store(changedElsewhere);
-const panels = new Panels();
+const store = new Store(changedElsewhere), panels = new Panels();
 const coarse = () => window.matchMedia("(pointer: coarse)").matches && !window.matchMedia("(any-pointer: fine)").matches;
-const modelName = (conversation = state.current) => conversation.settings.model ?? state.models[0]?.id ?? "";
 const runOf = (conversation) => state.runs.get(conversation.id) ?? null;
+/** The chosen model while it is served, else the first that is. */
+const modelName = ({ settings: { model } } = state.current) =>
+  state.models.some(({ id }) => id === model) || (model && !state.models.length) ? model : (state.models[0]?.id ?? "");
 
 const turns = new Turns({
   list: byId("turns"),
@@ -161,7 +161,7 @@ function send() {
   if (!text || runOf(current)) return;
   prompt.value = "";
   keepPrompt();
-  fit();
+  fit(prompt);
   answer(current, addNode(current, "user", text, current.leaf));
 }
 
@@ -171,13 +171,14 @@ function edit(node, text) {
 }
 
 function regenerate(node) {
-  if (!runOf(state.current)) answer(state.current, nodeById(state.current, node.parent));
+  runOf(state.current)?.stop();
+  answer(state.current, nodeById(state.current, node.parent));
 }
 
 /** Another try at an answer that failed; one that holds text stays beside the new one. */
 function retry(node) {
   const { current } = state;
-  if (runOf(current)) return;
+  runOf(current)?.stop();
   if (!node.content) current.nodes = current.nodes.filter((other) => other !== node);
   answer(current, nodeById(current, node.parent));
 }
@@ -206,22 +207,16 @@ async function answer(conversation, question) {
   if (!modelName(conversation)) await lookForModels(true);
   run.settings.model = modelName(conversation);
   await run.go();
-  if (state.runs.get(conversation.id) === run) state.runs.delete(conversation.id); // an edit may have begun another
+  const replaced = state.runs.get(conversation.id) !== run; // by an edit or another try while it ran
+  if (!replaced) state.runs.delete(conversation.id);
   conversation.updated = Date.now();
   if (state.conversations.includes(conversation)) await save(conversation);
   keepAnswers();
-  if (conversation !== state.current) return;
+  if (conversation !== state.current || replaced) return;
   draw();
   speech.progress(node.content, true);
-  speech.say(ending(run));
+  speech.say(run.ending);
   if (run.error?.kind === "key") askKey(() => retry(node), run.error.message);
-}
-
-function ending({ node }) {
-  const { completion, rate } = node.figures ?? {};
-  if (node.state === "stopped") return "Stopped.";
-  if (node.state !== "done") return node.reason;
-  return completion ? `Answer complete: ${completion} tokens${rate ? `, ${Math.round(rate)} tokens per second` : ""}.` : "Answer complete.";
 }
 
 function progressed(run) {
@@ -239,8 +234,22 @@ function stop() {
   prompt.focus();
 }
 
-function keepAnswers() {
-  store.keepLive([...state.runs.values()].map(({ conversation, node }) => ({ conversation: conversation.id, node: node.id, content: node.content })));
+function keepAnswers(leaving = false) {
+  const now = ({ conversation, node }) => ({ conversation: conversation.id, node: node.id, content: node.content });
+  store.keepLive([...state.runs.values()].map(now), leaving);
+}
+
+/** Take in what tabs that are gone had received; asked again later while some may be gone or not. */
+async function recover() {
+  if (await store.recover()) setTimeout(recover, STALE_MS + 1000);
+  const running = [...state.runs.values()].map((run) => run.conversation);
+  const fresh = (await store.all()).filter(({ id }) => !state.runs.has(id));
+  state.conversations = [...running, ...fresh];
+  const shown = state.current && fresh.find(({ id }) => id === state.current.id);
+  if (shown && !turns.editing) {
+    state.current = shown;
+    draw();
+  }
 }
 
 // ---- server --------------------------------------------------------------------------------------------------------
@@ -306,20 +315,14 @@ async function importFile(file) {
 
 // ---- message box and keys ------------------------------------------------------------------------------------------
 
-function fit() {
-  if (CSS.supports("field-sizing", "content")) return;
-  prompt.style.height = "auto";
-  prompt.style.height = `${prompt.scrollHeight}px`;
-}
-
 const keepPrompt = () => session.set("mlcrt.prompt", prompt.value || null);
 
 prompt.addEventListener("input", () => {
   keepPrompt();
-  fit();
+  fit(prompt);
 });
 prompt.addEventListener("keydown", (event) => {
-  if (event.isComposing) return;
+  if (event.isComposing || event.keyCode === 229) return; // 229: Safari's Enter that ends a composition
   if (event.key === "Enter" && !event.shiftKey && !coarse()) {
     event.preventDefault();
     send();
@@ -331,7 +334,8 @@ prompt.addEventListener("keydown", (event) => {
 
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !document.querySelector("dialog[open]")) {
-    if (runOf(state.current)) stop();
+    if (panels.drawer) panels.closeDrawer();
+    else if (runOf(state.current)) stop();
     else if (!panels.closeTop()) prompt.focus();
     return;
   }
@@ -380,14 +384,13 @@ async function start() {
   for (const place of document.querySelectorAll("[data-icon]")) place.append(icon(place.dataset.icon));
   if (coarse()) byId("hint").textContent = "";
   const kept = await store.open();
-  await store.recover();
-  state.conversations = await store.all();
+  await recover();
   followAddress();
   prompt.value = session.get("mlcrt.prompt") ?? "";
-  fit();
+  fit(prompt);
   if (!coarse()) prompt.focus();
   window.addEventListener("popstate", followAddress);
-  window.addEventListener("pagehide", keepAnswers);
+  window.addEventListener("pagehide", () => keepAnswers(true));
   setInterval(() => state.runs.size && keepAnswers(), KEEP_MS);
   if (!kept) notice("This browser stores nothing for this page, so conversations end with the tab. Export what you want to keep.");
   document.documentElement.dataset.ready = "true";

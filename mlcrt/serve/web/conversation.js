@@ -64,11 +64,17 @@ export function showBranch(conversation, node) {
   }
 }
 
-/** What is sent: the system prompt and the path up to `node`, without answers that have no text. */
+/**
+ * What is sent: the system prompt and the path up to `node`. Answers without text are left out, and questions that then
+ * follow each other are one: templates of many models refuse roles that do not take turns.
+ */
 export function messagesFor(conversation, node) {
-  const messages = pathTo(conversation, node.id)
-    .filter(({ role, content }) => role === "user" || content)
-    .map(({ role, content }) => ({ role, content }));
+  const messages = [];
+  for (const { role, content } of pathTo(conversation, node.id)) {
+    if (role === "assistant" && !content) continue;
+    if (messages.at(-1)?.role === role) messages.at(-1).content += `\n\n${content}`;
+    else messages.push({ role, content });
+  }
   const system = (conversation.settings.system ?? "").trim();
   return system ? [{ role: "system", content: system }, ...messages] : messages;
 }

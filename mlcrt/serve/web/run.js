@@ -94,6 +94,15 @@ export class Run {
     this.node.figures = figures;
   }
 
+  /** How it ended, to be said aloud. */
+  get ending() {
+    const { state, reason, figures = {} } = this.node;
+    if (state === "stopped") return "Stopped.";
+    if (state !== "done") return reason;
+    const rate = figures.rate ? `, ${Math.round(figures.rate)} tokens per second` : "";
+    return figures.completion ? `Answer complete: ${figures.completion} tokens${rate}.` : "Answer complete.";
+  }
+
   span() {
     return this.firstAt === null ? 0 : (this.lastAt - this.firstAt) / 1000;
   }

@@ -7,7 +7,7 @@ import { nodeById } from "./conversation.js";
 const DATABASE = "mlcrt";
 const TABLE = "conversations";
 const LIVE = "mlcrt.live."; // + tab: the answers that a tab is receiving
-const STALE_MS = 8_000; // a live record of another tab that is older belongs to a tab that is gone
+export const STALE_MS = 8_000; // a live record of another tab that is older belongs to a tab that is gone
 
 function asPromise(request) {
   return new Promise((resolve, reject) => {
@@ -97,13 +97,17 @@ export class Store {
     this.channel?.postMessage(id);
   }
 
-  /** Write down what this tab is receiving: [{conversation, node, content}]. */
-  keepLive(answers) {
-    local.set(LIVE + this.tab, answers.length ? JSON.stringify({ at: Date.now(), answers }) : null);
+  /** Write down what this tab is receiving: [{conversation, node, content}]. `leaving`: it will receive no more. */
+  keepLive(answers, leaving = false) {
+    local.set(LIVE + this.tab, answers.length ? JSON.stringify({ at: leaving ? 0 : Date.now(), answers }) : null);
   }
 
-  /** Put answers that a reload or a crash cut off into their conversations, as "interrupted". */
+  /**
+   * Put answers that a reload or a crash cut off into their conversations, as "interrupted". True when there are some
+   * of a tab that may be alive or may have crashed just now.
+   */
   async recover() {
+    let unsure = false;
     for (const key of local.keys()) {
       if (!key.startsWith(LIVE)) continue;
       let record = null;
@@ -112,7 +116,10 @@ export class Store {
       } catch {
         // damaged: nothing can be taken from it
       }
-      if (record && key !== LIVE + this.tab && Date.now() - record.at < STALE_MS) continue;
+      if (record && key !== LIVE + this.tab && Date.now() - record.at < STALE_MS) {
+        unsure = true;
+        continue;
+      }
       for (const { conversation: id, node: nodeId, content } of record?.answers ?? []) {
         const conversation = await this.get(id);
         const node = conversation && nodeById(conversation, nodeId);
@@ -123,5 +130,6 @@ export class Store {
       }
       local.set(key, null);
     }
+    return unsure;
   }
 }

@@ -115,7 +115,8 @@ class Turn {
       parts.push(again());
       if (run?.error?.kind === "key" || /API key/.test(node.reason ?? "")) parts.push(button("Enter the API key", () => actions.showKey(node)));
     } else if (node.state === "interrupted" || (node.state === "streaming" && !run)) {
-      sentence("The page was closed while this answer arrived. This much is kept.");
+      if (node.state === "interrupted") sentence("The page was closed while this answer arrived. This much is kept.");
+      else sentence("This answer is arriving in another tab, or was broken off there.");
       parts.push(again());
     } else if (node.state === "stopped") sentence(node.content ? "Stopped." : "Stopped before the first word.");
     else if (node.reason === "length") sentence("Cut off: the answer reached the longest length or the end of the context.");
@@ -169,7 +170,7 @@ class Turn {
       if (event.key === "Escape") {
         event.stopPropagation();
         leave();
-      } else if (event.key === "Enter" && !event.shiftKey && !event.isComposing && !this.actions.coarse()) {
+      } else if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229 && !this.actions.coarse()) {
         event.preventDefault();
         send();
       }

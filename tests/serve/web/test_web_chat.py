@@ -75,6 +75,53 @@ def test_stop_keeps_what_came(page, server):
     page.shows("Certainly.")
 
 
+def test_questions_without_an_answer_between_are_one(page, server):
+    server.next(Answer(held=True))
+    page.send("First")
+    page.until(lambda: len(server.bodies) == 1)
+    page.press("Stop")
+    page.idle()
+    page.ask("Second")
+    assert server.bodies[1]["messages"] == [{"role": "user", "content": "First\n\nSecond"}]
+
+
+def test_edit_and_regenerate_while_an_answer_runs(page, server):
+    server.next(Answer("One."))
+    page.ask("Question")
+    running = server.next(Answer("Long", held=True))
+    page.send("Next")
+    page.shows("Long")
+    page.js("document.querySelector('.turn.assistant .regenerate').click()")
+    page.shows("Certainly.")
+    page.idle()
+    assert running.left.wait(10) and page.questions == ["Question"]
+    page.press("Earlier version")
+    page.shows("Long")
+    running = server.next(Answer("Longer", held=True))
+    page.send("And")
+    page.shows("Longer")
+    page.js("document.querySelectorAll('.turn.user .edit')[1].click()")
+    page.keys(" then", Keys.ENTER)
+    page.until(lambda: page.questions == ["Question", "Next then"])
+    page.idle()
+    assert running.left.wait(10) and page.answers == ["One.", "Certainly."]
+
+
+def test_a_model_that_is_served_no_longer(page, server):
+    server.models = ("toy-model", "other-model")
+    page.reload()
+    page.press("Settings")
+    page.until(lambda: page.find("#model-choice").is_displayed())
+    page.find("#model-choice").send_keys("other")
+    page.ask("Hello")
+    assert server.bodies[-1]["model"] == "other-model"
+    server.models = ("toy-model",)
+    page.reload()
+    page.until(lambda: page.find("#model").text == "toy-model")
+    page.ask("Hello")
+    assert server.bodies[-1]["model"] == "toy-model"
+
+
 def test_regenerate_keeps_both_answers(page, server):
     server.next(Answer("Heads."), Answer("Tails."))
     page.ask("Toss a coin.")

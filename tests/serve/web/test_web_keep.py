@@ -67,6 +67,31 @@ def test_killed_tab(page, server):
     assert answer.left.wait(10)
 
 
+def test_closed_tab_is_told_from_a_busy_one(page, server):
+    """An answer of a closed tab is there at once in the next; one that still arrives elsewhere is left alone."""
+    first = page.driver.current_window_handle
+    page.driver.switch_to.new_window("tab")
+    page.open()
+    answer = server.next(Answer("Still", held=True))
+    page.send("Hello")
+    page.shows("Still")
+    second = page.driver.current_window_handle
+    page.driver.switch_to.window(first)
+    page.reload()
+    page.find("#list .open").click()
+    page.until(lambda: page.note().startswith("This answer is arriving in another tab"))
+    page.driver.switch_to.window(second)
+    answer.say(" going")
+    page.shows("Still going")
+    page.driver.close()
+    page.driver.switch_to.window(first)
+    gone = "return Object.entries(localStorage).some(([k, v]) => k.startsWith('mlcrt.live.') && JSON.parse(v).at === 0)"
+    page.until(lambda: page.js(gone), "the closed tab did not say that it is gone")
+    page.reload()
+    page.shows("Still going")
+    assert page.note().startswith("The page was closed while this answer arrived.")
+
+
 def test_rename_delete_undo_search(page, server):
     for text, reply in (("Apples?", "Red fruit."), ("Boats?", "They float."), ("Cats?", "They purr.")):
         server.next(Answer(reply))
