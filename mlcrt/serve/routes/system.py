@@ -1,0 +1,31 @@
+"""GET /health and /metrics."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.responses import PlainTextResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from mlcrt.serve.errors import json_response
+from mlcrt.serve.routes import READING, failures
+from mlcrt.serve.schemas.other import Health
+from mlcrt.serve.service import Service
+
+router = APIRouter(tags=["system"])
+
+
+@router.get(
+    "/health", response_model=Health, summary="Whether requests are taken",
+    responses={503: {"model": Health, "description": "The server is shutting down."}, **failures(403)},
+)  # fmt: skip
+async def health(request: Request):
+    """Needs no key."""
+    service: Service = request.app.state.service
+    return json_response({"status": "shutting down"}, 503) if service.closing else json_response({"status": "ok"})
+
+
+@router.get("/metrics", response_class=PlainTextResponse, responses=READING, summary="Figures for Prometheus")
+async def metrics(request: Request):
+    """Requests, times, queue, slots, KV cache, memory of the process."""
+    service: Service = request.app.state.service
+    return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
