@@ -58,6 +58,8 @@ CASES = [
     ("hermes", "<tool_call>nothing</tool_call>", "<tool_call>nothing</tool_call>", []),
     ("hermes", '<tool_call>{"a": 1}</tool_call>', '<tool_call>{"a": 1}</tool_call>', []),
     ("hermes", "a < b <tool b\n", "a < b <tool b\n", []),
+    ("hermes", f"<tool_call>\n{CALL}\n</tool_", "", [WEATHER]),
+    ("hermes", "a </tool_call> b", "a </tool_call> b", []),
     ("hermes", "", "", []),
     ("llama3", '{"name": "get_weather", "parameters": ' + W + "}", "", [WEATHER]),
     ("llama3", f" \n<|python_tag|>{CALL}", "", [WEATHER]),

@@ -73,9 +73,9 @@ class ToolFormat:
 
 
 def _hermes(parser: ToolParser) -> Steps:
-    markers: tuple[str, ...] = ("<tool_call>",)
-    while found := (yield from until(parser, *markers)):
-        markers = ("<tool_call>",)
+    closing = ""
+    while found := (yield from until(parser, "<tool_call>", closing)):
+        closing = ""
         if found == "</tool_call>":
             continue
         parser.hold(found)
@@ -86,7 +86,7 @@ def _hermes(parser: ToolParser) -> Steps:
             parser.release()
             continue
         parser.back(char)
-        markers = ("<tool_call>", "</tool_call>")
+        closing = "</tool_call>"
 
 
 def _llama3(parser: ToolParser) -> Steps:

@@ -146,18 +146,19 @@ class ToolParser:
         return events
 
 
-def until(parser: ToolParser, *markers: str) -> Generator[None, str, str]:
-    """Pass text on up to one of `markers`, which is swallowed and returned; "" when the text ends before one comes."""
+def until(parser: ToolParser, opening: str, closing: str = "") -> Generator[None, str, str]:
+    """Pass text on up to `opening` or `closing`, which is swallowed and returned; "" when the text ends before. Half a
+    `closing` at the end is that of an answer cut off, and no text."""
     held = ""
     while True:
         char = yield
         if not char:
-            parser.text(held)
+            parser.text("" if closing.startswith(held) else held)
             return ""
         held += char
-        if held in markers:
+        if held in (opening, closing):
             return held
-        while held and not any(marker.startswith(held) for marker in markers):
+        while held and not opening.startswith(held) and not closing.startswith(held):
             parser.text(held[0])
             held = held[1:]
 
