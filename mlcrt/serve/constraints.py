@@ -136,7 +136,9 @@ class _Vocabulary:
 
     def __init__(self, tokenizer: ModelTokenizer, vocab: int):
         table, ends = tokenizer.table, tokenizer.stop_ids
-        self._encode = tokenizer.encode
+        # Text that looks like a special token is text here, and has to be split as such.
+        self._tokenizer = type(tokenizer.raw).from_str(tokenizer.raw.to_str())
+        self._tokenizer.encode_special_tokens = True
         self.eos_token_id = min(ends, default=0)
         self.bos_token_id = tokenizer.bos
         self.special_token_ids = sorted({i for i in {*table.special, *ends} if i < vocab})
@@ -145,7 +147,7 @@ class _Vocabulary:
     def __call__(self, text: str) -> Iterable[int]:
         if not isinstance(text, str):
             raise TypeError("text, not bytes")  # TokenizerWrapper tries which one is taken
-        return self._encode(text)
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def schema_text(schema: dict[str, Any], param: str, strict: bool = True) -> str:

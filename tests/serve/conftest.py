@@ -75,7 +75,7 @@ def running(dist, settings: Settings | None = None, **scheduler):
 
 @pytest.fixture(scope="session")
 def dist(tmp_path_factory) -> Path:
-    return make_dist(tmp_path_factory.mktemp("dist"), ends=0)
+    return make_dist(tmp_path_factory.mktemp("dist"), ends=0, context=2048)
 
 
 @pytest.fixture(scope="session")

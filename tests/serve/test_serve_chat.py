@@ -237,15 +237,15 @@ def test_tokens_there_and_back(server, client):
     assert client.post("/../detokenize", cast_to=object, body=short) == {"text": text.replace("<|im_end|>", "")}
     rendered = client.post("/../tokenize", cast_to=object, body={"messages": HI})
     chat(client)
-    assert rendered["tokens"] == list(server.scheduler.seen[-1].prompt) and rendered["context"] == 512
+    assert rendered["tokens"] == list(server.scheduler.seen[-1].prompt) and rendered["context"] == 2048
 
 
 def test_the_context_ends_an_answer(server, client):
     answer = chat(client, max_tokens=5000)
-    assert answer.choices[0].finish_reason == "length" and answer.usage.total_tokens == 512
+    assert answer.choices[0].finish_reason == "length" and answer.usage.total_tokens == 2048
     with pytest.raises(openai.BadRequestError) as caught:
-        chat(client, [{"role": "user", "content": "word " * 2000}])
-    assert caught.value.code == "context_length_exceeded" and "512" in caught.value.message
+        chat(client, [{"role": "user", "content": "word " * 3000}])
+    assert caught.value.code == "context_length_exceeded" and "2048" in caught.value.message
 
 
 def test_asynchronous_clients_at_once(server):
