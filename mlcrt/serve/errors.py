@@ -110,12 +110,16 @@ def _sentence(error: MlcrtError) -> str:
 _CODES = {"missing": "missing_required_parameter", "json_invalid": "invalid_json", "model_attributes_type": "invalid_type"}
 
 
+def _no_json() -> ApiError:
+    return ApiError(400, "The request body is not valid JSON.", "invalid_json")
+
+
 def of_validation(error: RequestValidationError) -> ApiError:
     """The first thing that is wrong with a body, by the name of the field. What the client sent is not repeated."""
     first = error.errors()[0]
     kind = first["type"]
     if kind == "json_invalid":
-        return ApiError(400, "The request body is not valid JSON.", "invalid_json")
+        return _no_json()
     param = _param(first["loc"], error.body, kind == "missing")
     message = first["msg"]
     if kind == "union_tag_invalid":
@@ -155,6 +159,8 @@ def install(app: FastAPI) -> None:
         if error.status_code == 405:
             message = "This URL does not take this method."
             return ApiError(405, message, "method_not_allowed", headers=error.headers).response()
+        if error.status_code == 400:  # no UTF-8, nested too deeply, a number with too many digits
+            return _no_json().response()
         return ApiError(error.status_code, "The request could not be read.", "invalid_request").response()
 
     async def known(request: Request, error: Exception) -> Response:

@@ -125,7 +125,7 @@ class Guard:
         if not self._keys:
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        token = given.strip().encode() if scheme.lower() == "bearer" else b""
+        token = given.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
         # every key is compared, whole, whatever the outcome: the time says nothing about how far a guess is right
         if not max(hmac.compare_digest(token, key) for key in self._keys):
             raise errors.unauthorized(bool(token))
