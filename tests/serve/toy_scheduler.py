@@ -41,7 +41,7 @@ class ToyScheduler:
         self.waiting: deque[Entry] = deque()
         self.counts = dict.fromkeys(("steps", "tokens_generated", "prompt_tokens", "prefix_hits", "prefix_hit_tokens"), 0)
         self.finished = dict.fromkeys(ENDS, 0)
-        self.refused, self.closed, self.hold = 0, False, False
+        self.refused, self.closed = 0, False
         self.seen: list[GenerationRequest] = []
         self._lock = threading.Condition()
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -112,7 +112,10 @@ class ToyScheduler:
             time.sleep(self.step_s or float(os.environ.get("TOY_DELAY", 0)))
             self.counts["steps"] += 1
             for entry in (*active, *queued):
-                ended, event = self._step(entry)
+                try:
+                    ended, event = self._step(entry)
+                except Exception as error:
+                    ended, event = "error", StepEvent(None, finish_reason="error", error=type(error).__name__)
                 if ended:
                     with self._lock:
                         if entry in self.running:
@@ -131,9 +134,7 @@ class ToyScheduler:
         if entry.cancelled or self._late(entry):
             reason = "cancelled" if entry.cancelled else "timeout"
             return reason, StepEvent(None, finish_reason=reason, **usage)
-        if self.fail_after == entry.made or (self.hold and entry.made):
-            if self.hold:
-                return None, None
+        if self.fail_after == entry.made:
             return "error", StepEvent(None, finish_reason="error", error="the toy broke", **usage)
         token, logprob, ended = self._choose(entry)
         entry.made += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request
-from fastapi.responses import PlainTextResponse, Response
+from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from mlcrt.serve.errors import json_response
@@ -24,7 +24,12 @@ async def health(request: Request):
     return json_response({"status": "shutting down"}, 503) if service.closing else json_response({"status": "ok"})
 
 
-@router.get("/metrics", response_class=PlainTextResponse, responses=READING, summary="Figures for Prometheus")
+_TEXT = {200: {"description": "Prometheus' text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+
+@router.get(
+    "/metrics", response_model=None, responses={**READING, **_TEXT}, summary="Figures for Prometheus"
+)
 async def metrics(request: Request):
     """Requests, times, queue, slots, KV cache, memory of the process."""
     service: Service = request.app.state.service

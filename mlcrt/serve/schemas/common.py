@@ -56,7 +56,7 @@ class Sampling(Model):
     min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = Field(
         None, description="Drop tokens less than this times as likely as the best. Beyond OpenAI's API."
     )
-    repetition_penalty: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = Field(
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)] | None = Field(
         None, description="Over prompt and answer; 1: none. Beyond OpenAI's API."
     )
     ignore_eos: bool | None = Field(None, description="Go on past the model's end token. Beyond OpenAI's API.")
