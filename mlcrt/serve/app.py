@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import FastAPI
@@ -27,12 +27,11 @@ OPEN_PATHS = frozenset({"/", "/health", "/docs", "/openapi.json"})
 OPEN_FOLDER = "/web/"
 
 
-def create_app(service: Service, on_start: Callable[[], None] = lambda: None) -> FastAPI:
-    """The application for `service`, which it closes when it ends. `on_start` is called when it is ready."""
+def create_app(service: Service) -> FastAPI:
+    """The application for `service`, which it closes when it ends."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        on_start()
         yield
         await run_in_threadpool(service.close)
 
@@ -52,8 +51,8 @@ def create_app(service: Service, on_start: Callable[[], None] = lambda: None) ->
     if service.settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(service.settings.cors_origins), allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-request-id"], expose_headers=["x-request-id", "retry-after"],
-            max_age=600,
+            allow_headers=["authorization", "content-type", "x-request-id"],
+            expose_headers=["x-request-id", "retry-after"], max_age=600,
         )  # fmt: skip
     app.add_middleware(RequestLog, service=service, known=frozenset(_paths(app)))
     return app

@@ -12,9 +12,10 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color-scheme: light dark }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+:root { color-scheme: light dark }
 code { font: 0.92em ui-monospace, monospace } h2 { border-top: 1px solid #8886; padding-top: 1rem; margin-top: 2rem }
-table { border-collapse: collapse; width: 100% } td, th { text-align: left; vertical-align: top; padding: 0.2rem 0.8rem 0.2rem 0 }
+table { border-collapse: collapse; width: 100% } td { vertical-align: top; padding: 0.2rem 0.8rem 0.2rem 0 }
 details { margin: 0.5rem 0 } summary { cursor: pointer } .wide { overflow-x: auto }
 """
 _HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
@@ -67,9 +68,8 @@ def _fields(document: dict, schema: dict) -> str:
     for name, field in schema.get("properties", {}).items():
         need = " (needed)" if name in schema.get("required", ()) else ""
         text = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(field.get("description", "")))
-        rows.append(
-            f"<tr><td><code>{escape(name)}</code>{need}</td><td>{escape(_kind(document, field))}</td><td>{text}</td></tr>"
-        )
+        kind = escape(_kind(document, field))
+        rows.append(f"<tr><td><code>{escape(name)}</code>{need}</td><td>{kind}</td><td>{text}</td></tr>")
     return f'<div class="wide"><table>{"".join(rows)}</table></div>'
 
 

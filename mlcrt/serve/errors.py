@@ -107,7 +107,11 @@ def _sentence(error: MlcrtError) -> str:
     return f"{text[:1].upper()}{text[1:]}"
 
 
-_CODES = {"missing": "missing_required_parameter", "json_invalid": "invalid_json", "model_attributes_type": "invalid_type"}
+_CODES = {
+    "missing": "missing_required_parameter",
+    "json_invalid": "invalid_json",
+    "model_attributes_type": "invalid_type",
+}
 
 
 def _no_json() -> ApiError:

@@ -36,7 +36,9 @@ class Metrics:
         self.registry = CollectorRegistry()
         options = {"registry": self.registry}
         self._requests = Counter("mlcrt_http_requests", "Requests.", ["path", "status"], **options)
-        self._seconds = Histogram("mlcrt_http_request_seconds", "Whole requests.", ["path"], buckets=_SECONDS, **options)
+        self._seconds = Histogram(
+            "mlcrt_http_request_seconds", "Whole requests.", ["path"], buckets=_SECONDS, **options
+        )
         self._first = Histogram(
             "mlcrt_time_to_first_token_seconds", "From request to first token.", buckets=_SECONDS, **options
         )

@@ -25,6 +25,7 @@ _ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _BODY_SECONDS = 60.0  # for a body to arrive
 _DRAIN_BYTES = 64 << 20  # of a body that is too large are read and thrown away, so that the client reads the answer
 
+
 class RequestLog:
     """Outermost: gives a request its id, answers what nobody caught with 500, writes one line to the log.
 
@@ -71,7 +72,9 @@ class RequestLog:
 
     def _log_failure(self, request_id: str, error: Exception) -> None:
         """Where it happened. The exception's text may quote a prompt, so it needs leave."""
-        where = " < ".join(f"{f.filename}:{f.lineno} {f.name}" for f in reversed(traceback.extract_tb(error.__traceback__)))
+        where = " < ".join(
+            f"{f.filename}:{f.lineno} {f.name}" for f in reversed(traceback.extract_tb(error.__traceback__))
+        )
         text = f": {error}" if self.service.settings.log_prompts else ""
         log.error("%s failed with %s%s at %s", request_id, type(error).__name__, text, where)
 
@@ -79,7 +82,8 @@ class RequestLog:
 class Guard:
     """Refuses what should not reach a route: foreign Host names, wrong keys, other content types, bodies too large.
 
-    `open_paths`, and what lies under `open_folder`, need no key. The whole body is read here, so that a route starts with all of it or not at all.
+    `open_paths`, and what lies under `open_folder`, need no key. The whole body is read here, so that a route starts
+    with all of it or not at all.
     """
 
     def __init__(self, app: ASGIApp, service: Any, open_paths: frozenset[str], open_folder: str):
@@ -156,5 +160,7 @@ class Guard:
             raise errors.too_large(self.settings.max_body)
         # Other types reach a server from any web page without asking (a form, text/plain).
         if size and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise ApiError(415, "The body must be JSON, sent as Content-Type: application/json.", "unsupported_media_type")
+            raise ApiError(
+                415, "The body must be JSON, sent as Content-Type: application/json.", "unsupported_media_type"
+            )
         return b"".join(chunks)

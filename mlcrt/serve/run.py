@@ -9,10 +9,12 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
 
+from mlcrt.dist import open_dist
 from mlcrt.errors import MlcrtError
 from mlcrt.serve.app import create_app
 from mlcrt.serve.service import Service
@@ -22,13 +24,25 @@ log = logging.getLogger("mlcrt.serve")
 _AFTER = 5  # seconds for connections to close once their streams were ended
 
 
-def run(service: Service, report: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM, then let open answers finish (`shutdown_timeout`). Raises `MlcrtError`.
+def open_service(dist: Path, settings: Settings, device: str, slots: int, context: int | None, queue: int) -> Service:
+    """The compiled model in `dist`, loaded: `slots` requests at once, of `context` tokens each, and `queue` waiting."""
+    from mlcrt.runtime.tokenizer import ModelTokenizer
+    from mlcrt.serve.scheduler import open_scheduler
+
+    scheduler = open_scheduler(dist, device=device, slots=slots, context=context, queue=queue)
+    try:
+        return Service(scheduler, ModelTokenizer(dist, open_dist(dist).config.eos), settings)
+    except BaseException:
+        scheduler.close(drain=False)
+        raise
+
+
+def run(service: Service, listener: socket.socket, report: Callable[[str], None]) -> None:
+    """Serve at `listener` until SIGINT or SIGTERM, then let open answers finish (`shutdown_timeout`).
 
     A second signal does not wait. `report` is told the address when requests are taken.
     """
     settings = service.settings
-    listener = listen(settings)
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
@@ -38,23 +52,27 @@ def run(service: Service, report: Callable[[str], None]) -> None:
             report("Anyone who can reach this address can use the model: there is no --api-key.")
 
     config = uvicorn.Config(
-        create_app(service, started), log_config=None, access_log=False, server_header=False, proxy_headers=False,
+        create_app(service), log_config=None, access_log=False, server_header=False, proxy_headers=False,
         timeout_graceful_shutdown=int(settings.shutdown_timeout) + _AFTER, lifespan="on", ws="none",
     )  # fmt: skip
     try:
-        _Server(config, service).run(sockets=[listener])
+        _Server(config, service, started).run(sockets=[listener])
     finally:
-        listener.close()
         service.close()
 
 
 class _Server(uvicorn.Server):
     """Says that it is closing as soon as a signal comes, and ends streams in their own format when time is up."""
 
-    def __init__(self, config: uvicorn.Config, service: Service):
+    def __init__(self, config: uvicorn.Config, service: Service, on_start: Callable[[], None]):
         super().__init__(config)
-        self._service = service
+        self._service, self._on_start = service, on_start
         self._timer: threading.Timer | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        if self.started:
+            self._on_start()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
@@ -83,7 +101,7 @@ class _Server(uvicorn.Server):
 
 
 def listen(settings: Settings) -> socket.socket:
-    """A socket at host and port (0: any that is free). Taken before the model is loaded, if the caller likes."""
+    """A socket at host and port (0: any that is free). Raises `MlcrtError` when they cannot be had."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -107,7 +107,9 @@ class Service:
         if body.suffix:
             raise bad_request("suffix is not offered.", "suffix", "unsupported_parameter")
         if body.best_of not in (None, body.n or 1):
-            raise bad_request("best_of is not offered other than as the value of n.", "best_of", "unsupported_parameter")
+            raise bad_request(
+                "best_of is not offered other than as the value of n.", "best_of", "unsupported_parameter"
+            )
         if body.echo and body.logprobs is not None:
             raise bad_request("echo is not offered together with logprobs.", "echo", "unsupported_parameter")
         prompts = [self.prompt_tokens(prompt, "prompt") for prompt in prompts_of(body.prompt)]

@@ -17,7 +17,7 @@ class Settings:
     cors_origins: web origins that may call this server ("*": any); none: no CORS headers at all.
     allowed_hosts: names in the Host header that are taken besides this machine's own, when only this machine is served.
     max_body: bytes of a request. max_tokens: tokens of an answer at most, also the default; None: the context decides.
-    request_timeout: seconds for a request, waiting included. shutdown_timeout: seconds that open answers have to finish.
+    request_timeout: seconds for a request, waiting included. shutdown_timeout: seconds for open answers to finish.
     log_prompts: write prompts and answers to the log. tool_format: one of TOOL_FORMATS.
     """
 

@@ -48,8 +48,8 @@ async def _stop(*tasks: asyncio.Future) -> None:
 class EventStream(Response):
     """The objects that `chunks` gives as `data:` events, then `[DONE]`.
 
-    `close` is called at the end, which a disconnect brings about at once. An `ApiError` out of it becomes a last event with OpenAI's `error` object,
-    for the status has gone out by then. `notes` are the log's.
+    `close` is called at the end, which a disconnect brings about at once. An `ApiError` out of `chunks` becomes a last
+    event with OpenAI's `error` object, for the status has gone out by then. `notes` are the log's.
     """
 
     media_type = "text/event-stream"

@@ -45,7 +45,9 @@ class Running:
             time.sleep(0.01)
 
     def client(self, **more) -> openai.OpenAI:
-        return openai.OpenAI(**{"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0, "timeout": 30, **more})
+        return openai.OpenAI(
+            **{"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0, "timeout": 30, **more}
+        )
 
     def idle(self, seconds: float = 10.0) -> dict:
         """The scheduler's stats once nothing runs or waits; fails if that does not come."""

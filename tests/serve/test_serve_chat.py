@@ -70,8 +70,8 @@ def test_messages_of_every_role_and_parts(server, client):
     chat(client, messages)
     text = server.service.tokenizer.decode(server.scheduler.seen[-1].prompt, skip_special=False)
     assert text == (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nA\nB<|im_end|>\n<|im_start|>assistant\nC<|im_end|>\n"
-        "<|im_start|>user\nD<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nA\nB<|im_end|>\n"
+        "<|im_start|>assistant\nC<|im_end|>\n<|im_start|>user\nD<|im_end|>\n<|im_start|>assistant\n"
     )
 
 
@@ -151,8 +151,9 @@ def test_logprobs_of_what_a_stop_string_swallows_are_left_out(client):
 
 def test_sampling_settings_arrive(server, client):
     chat(
-        client, temperature=0.5, top_p=0.8, presence_penalty=0.2, frequency_penalty=-0.3, logit_bias={"5": 1.5, "6": -100},
-        seed=4, max_completion_tokens=3, user="somebody", store=False, metadata={"a": "b"}, service_tier="auto",
+        client, temperature=0.5, top_p=0.8, presence_penalty=0.2, frequency_penalty=-0.3,
+        logit_bias={"5": 1.5, "6": -100}, seed=4, max_completion_tokens=3, user="somebody",
+        store=False, metadata={"a": "b"}, service_tier="auto",
         extra_body={"top_k": 9, "min_p": 0.01, "repetition_penalty": 1.1, "a_field_of_tomorrow": 1},
     )  # fmt: skip
     request = server.scheduler.seen[-1]

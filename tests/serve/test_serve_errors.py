@@ -49,7 +49,8 @@ def body(**more):
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "invalid_type"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": SECRET}}]}]},
          "messages[0].content", "invalid_type"),
-        ({"messages": [*HI, {"role": "tool", "content": "x"}]}, "messages[1].tool_call_id", "missing_required_parameter"),
+        ({"messages": [*HI, {"role": "tool", "content": "x"}]}, "messages[1].tool_call_id",
+         "missing_required_parameter"),
         ({"model": 7}, "model", "invalid_type"),
         ({"temperature": "0.5"}, "temperature", "invalid_type"),
         ({"temperature": -1}, "temperature", "invalid_value"),
@@ -67,7 +68,8 @@ def body(**more):
         ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
         ({"logprobs": True, "top_logprobs": 50}, "top_logprobs", "invalid_value"),
         ({"stream": "yes"}, "stream", "invalid_type"),
-        ({"tools": [{"type": "function", "function": {"name": "not a name"}}]}, "tools[0].function.name", "invalid_value"),
+        ({"tools": [{"type": "function", "function": {"name": "not a name"}}]}, "tools[0].function.name",
+         "invalid_value"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages", "invalid_value"),
     ],
 )  # fmt: skip
@@ -143,7 +145,12 @@ def test_keys(dist):
         with pytest.raises(openai.AuthenticationError) as caught:
             server.client(api_key="sk-on").models.list()
         assert caught.value.code == "invalid_api_key"
-        for header in ({}, {"Authorization": "Bearer"}, {"Authorization": "Basic sk-one"}, {"Authorization": "Bearer sk-onee"}):
+        for header in (
+            {},
+            {"Authorization": "Bearer"},
+            {"Authorization": "Basic sk-one"},
+            {"Authorization": "Bearer sk-onee"},
+        ):
             for path in ("/v1/models", "/metrics", "/v1/nothing"):
                 answer = requests.get(server.url + path, headers=header, timeout=5)
                 shape(answer, 401, "invalid_api_key")
@@ -152,7 +159,10 @@ def test_keys(dist):
         for path in ("/health", "/", "/docs", "/openapi.json"):
             assert requests.get(server.url + path, timeout=5).status_code == 200
         document = requests.get(server.url + "/openapi.json", timeout=5).json()
-        assert document["paths"]["/v1/models"]["get"]["security"] and "401" in document["paths"]["/metrics"]["get"]["responses"]
+        assert (
+            document["paths"]["/v1/models"]["get"]["security"]
+            and "401" in document["paths"]["/metrics"]["get"]["responses"]
+        )
 
 
 def test_a_full_queue(dist):
@@ -248,6 +258,7 @@ def test_no_cors_unless_asked_for(dist):
 def test_a_foreign_name_for_this_machine_is_refused(dist):
     """DNS rebinding: a page's own host name, pointed at 127.0.0.1."""
     with running(dist, Settings((MODEL,), allowed_hosts=("proxy.example",))) as server:
+
         def status(host):
             return requests.get(server.url + "/v1/models", headers={"Host": host}, timeout=5).status_code
 
@@ -267,7 +278,8 @@ def test_a_client_that_leaves_frees_its_slot(dist, stream):
 
     with running(dist, slots=1, step_s=0.01) as server:
         data = json.dumps(body(max_tokens=1900, stream=stream)).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(data)}\r\n\r\n"
         connection = send_raw(server, head.encode() + data)
         while not server.scheduler.stats()["tokens_generated"]:
             time.sleep(0.005)
@@ -280,8 +292,12 @@ def test_a_client_that_leaves_frees_its_slot(dist, stream):
 
 def test_half_a_request_and_then_nothing(dist):
     with running(dist) as server:
-        for data in (b"", b"POST /v1/chat", b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
-                     b'application/json\r\nContent-Length: 999\r\n\r\n{"model"'):
+        for data in (
+            b"",
+            b"POST /v1/chat",
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
+            b'application/json\r\nContent-Length: 999\r\n\r\n{"model"',
+        ):
             send_raw(server, data).close()
         assert post(server, json=body()).status_code == 200
         assert server.idle()["finished"]["cancelled"] == 0
@@ -328,3 +344,17 @@ def test_health_docs_metrics_and_page(server):
     assert "http" not in re.sub(r'href="/openapi.json"|<[^>]*charset[^>]*>', "", docs.text).replace("https://", "http")
     assert "default-src 'none'" in docs.headers["content-security-policy"]
     assert "<title>mlcrt" in requests.get(server.url + "/", timeout=5).text
+
+
+def test_a_server_that_is_closing(dist):
+    with running(dist, step_s=0.01) as server:
+        session = requests.Session()
+        stream = server.client().chat.completions.create(**body(max_tokens=20), stream=True)
+        next(iter(stream))
+        server.service.closing = True
+        answer = session.post(server.url + "/v1/chat/completions", json=body(), timeout=5)
+        shape(answer, 503, "service_unavailable")
+        assert answer.headers["retry-after"]
+        health = session.get(server.url + "/health", timeout=5)
+        assert health.status_code == 503 and health.json() == {"status": "shutting down"}
+        assert list(stream)[-1].choices[0].finish_reason == "length"

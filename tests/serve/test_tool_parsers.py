@@ -88,7 +88,8 @@ def test_whole_and_one_character_at_a_time(form, text, content, calls):
 
 
 PIECES = st.sampled_from([
-    "<tool_call>", "</tool_call>", "<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "[", "]", ",", ";", "{", "}",
+    "<tool_call>", "</tool_call>", "<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "[", "]", ",", ";", "{",
+    "}",
     '"', "\\", ":", " ", "\n", "name", '"name"', '"arguments"', '"parameters": {', "add", '"add"', "get_weather", "1",
     "null", '{"name": "add", "arguments": ', CALL, "é", "text",
 ])  # fmt: skip

@@ -39,7 +39,9 @@ class ToyScheduler:
         self.queue, self.step_s, self.fail_after = queue, step_s, fail_after
         self.running: list[Entry] = []
         self.waiting: deque[Entry] = deque()
-        self.counts = dict.fromkeys(("steps", "tokens_generated", "prompt_tokens", "prefix_hits", "prefix_hit_tokens"), 0)
+        self.counts = dict.fromkeys(
+            ("steps", "tokens_generated", "prompt_tokens", "prefix_hits", "prefix_hit_tokens"), 0
+        )
         self.finished = dict.fromkeys(ENDS, 0)
         self.refused, self.closed = 0, False
         self.seen: list[GenerationRequest] = []
@@ -152,13 +154,17 @@ class ToyScheduler:
                 raise MlcrtError("nothing is allowed")
             logits = np.where(allowed, logits, np.float32(-1e30)).astype(np.float32)
         token = entry.sampler.sample(logits)
-        logprob = None if request.logprobs is None else entry.sampler.logprob(self.engine.logits_after(entry.tokens), token)
+        logprob = (
+            None if request.logprobs is None else entry.sampler.logprob(self.engine.logits_after(entry.tokens), token)
+        )
         entry.tokens.append(token)
         ended = None
         if request.constraint is not None:
             request.constraint.accept(token)
         if token in request.stop_token_ids or (request.constraint is not None and request.constraint.finished):
             ended = "stop"
-        elif request.max_tokens is not None and entry.made + 1 >= request.max_tokens or len(entry.tokens) >= self.context:
+        elif (
+            request.max_tokens is not None and entry.made + 1 >= request.max_tokens or len(entry.tokens) >= self.context
+        ):
             ended = "length"
         return token, logprob, ended

@@ -27,9 +27,7 @@ async def health(request: Request):
 _TEXT = {200: {"description": "Prometheus' text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}}
 
 
-@router.get(
-    "/metrics", response_model=None, responses={**READING, **_TEXT}, summary="Figures for Prometheus"
-)
+@router.get("/metrics", response_model=None, responses={**READING, **_TEXT}, summary="Figures for Prometheus")
 async def metrics(request: Request):
     """Requests, times, queue, slots, KV cache, memory of the process."""
     service: Service = request.app.state.service

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from mlcrt.serve.schemas.completion import Prompts
-from mlcrt.serve.schemas.common import Json, Model, TokenId
 from mlcrt.serve.schemas.chat import Message, Tool
+from mlcrt.serve.schemas.common import Json, Model, TokenId
+from mlcrt.serve.schemas.completion import Prompts
 
 
 class ModelCard(BaseModel):

@@ -147,7 +147,9 @@ def _mistral_named(parser: ToolParser, char: str) -> Steps:
 
 _TAGS = ("<tool_call>", "</tool_call>")
 _CONTROL = ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]")
-HERMES = ToolFormat("hermes", _TAGS, _hermes, "arguments", "<tool_call>\n", "\n</tool_call>\n<tool_call>\n", "\n</tool_call>")
+HERMES = ToolFormat(
+    "hermes", _TAGS, _hermes, "arguments", "<tool_call>\n", "\n</tool_call>\n<tool_call>\n", "\n</tool_call>"
+)
 LLAMA3 = ToolFormat("llama3", ("<|python_tag|>",), _llama3, "parameters", "", "", "", several=False)
 MISTRAL = ToolFormat("mistral", _CONTROL, _mistral, "arguments", "[TOOL_CALLS][", ", ", "]")
 FORMATS = {form.name: form for form in (HERMES, LLAMA3, MISTRAL)}
