@@ -56,7 +56,7 @@ def app(args: Mapping[str, Any]) -> serve.Application:
 
 
 def bind(dist: Path, settings: Settings, load: Mapping[str, Any], replicas: int, cpus: int) -> serve.Application:
-    """The application: `replicas` of the model in `dist` with `cpus` threads each, and a GPU each where it runs on one."""
+    """The application: `replicas` of the model in `dist`, each with `cpus` threads and, where it runs on one, a GPU."""
     manifest = open_dist(dist).manifest
 
     def build() -> Any:

@@ -16,7 +16,9 @@ import uvicorn
 
 from mlcrt.dist import open_dist
 from mlcrt.errors import MlcrtError
+from mlcrt.runtime.tokenizer import ModelTokenizer
 from mlcrt.serve.app import create_app
+from mlcrt.serve.interface import Scheduler
 from mlcrt.serve.service import Service
 from mlcrt.serve.settings import Settings
 
@@ -24,14 +26,20 @@ log = logging.getLogger("mlcrt.serve")
 _AFTER = 5  # seconds for connections to close once their streams were ended
 
 
-def open_service(dist: Path, settings: Settings, device: str, slots: int, context: int | None, queue: int) -> Service:
+def open_scheduler(dist: Path, device: str, slots: int, context: int | None, queue: int) -> Scheduler:
     """The compiled model in `dist`, loaded: `slots` requests at once, of `context` tokens each, and `queue` waiting."""
-    from mlcrt.runtime.tokenizer import ModelTokenizer
-    from mlcrt.serve.scheduler import open_scheduler
+    from mlcrt.runtime.batch_engine import open_batch_engine
+    from mlcrt.serve.scheduler import BatchScheduler
 
-    scheduler = open_scheduler(dist, device=device, slots=slots, context=context, queue=queue)
+    return BatchScheduler(open_batch_engine(dist, device, context, slots), queue_limit=queue)
+
+
+def open_service(dist: Path, settings: Settings, device: str, slots: int, context: int | None, queue: int) -> Service:
+    """`open_scheduler` with all that belongs to it. Raises `MlcrtError`."""
+    tokenizer = ModelTokenizer(dist, open_dist(dist).config.eos)
+    scheduler = open_scheduler(dist, device, slots, context, queue)
     try:
-        return Service(scheduler, ModelTokenizer(dist, open_dist(dist).config.eos), settings)
+        return Service(scheduler, tokenizer, settings)
     except BaseException:
         scheduler.close(drain=False)
         raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import types
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -13,17 +12,20 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "faces"), str(HERE.parent / "text")
 import toy_scheduler  # noqa: E402
 
 
-def open_scheduler(dist, device="auto", slots=8, context=None, queue=64):
-    return toy_scheduler.ToyScheduler(
-        dist, context=context, slots=slots, queue=queue, step_s=float(os.environ.get("TOY_STEP", 0))
-    )
+def open_scheduler(dist, device, slots, context, queue):
+    step_s = float(os.environ.get("TOY_STEP", 0))
+    return toy_scheduler.ToyScheduler(dist, context=context, slots=slots, queue=queue, step_s=step_s)
 
 
-module = types.ModuleType("mlcrt.serve.scheduler")
-module.open_scheduler = open_scheduler
-sys.modules["mlcrt.serve.scheduler"] = module
+def install() -> None:
+    """Put the toy in the real scheduler's place in this process."""
+    import mlcrt.serve.run
+
+    mlcrt.serve.run.open_scheduler = open_scheduler
+
 
 if __name__ == "__main__":
     from mlcrt.cli import main
 
+    install()
     sys.exit(main())
