@@ -251,11 +251,8 @@ async def measure(port: int, pid: int, options: argparse.Namespace) -> dict:
     """All phases against a server that runs. The result's "problems" should be empty."""
     report: dict = {}
     problems = []
-    for name, clients, seconds in (
-        ("alone", 1, options.alone),
-        ("eight", 8, options.alone),
-        ("all", options.clients, 0),
-    ):
+    phases = ("alone", 1, options.alone), ("eight", 8, options.alone), ("all", options.clients, options.seconds)
+    for name, clients, seconds in phases:
         manners = MANNERS if name == "all" else {"stream": 1}
         rss: list[float] = []
         sampler = asyncio.ensure_future(memory(psutil.Process(pid), rss, max(0.1, options.seconds / 240)))
