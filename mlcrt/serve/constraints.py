@@ -17,8 +17,8 @@ import numpy as np
 from mlcrt.runtime.tokenizer import ModelTokenizer
 from mlcrt.serve.errors import ApiError, bad_request
 
-# Between two tokens of JSON a model may put a line break and some indentation, but not blanks without end.
-_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,24}"
+# Between two tokens of JSON a model may put a blank, or a line break and indentation, but not whitespace without end.
+_WHITESPACE = r" |\r?\n[ \t]{0,20}"
 _CACHED = 64  # compiled grammars that are kept
 # llguidance resolves rules and $refs recursively in native code: a chain of 1,000 overran a stack of 8 MB and took the
 # process with it. What these limits let through was measured to need less than 64 MB.
