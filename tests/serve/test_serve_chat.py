@@ -7,7 +7,7 @@ import math
 
 import openai
 import pytest
-from conftest import running
+from served import running
 from toy_dist import make_dist
 
 MODEL = "toy"

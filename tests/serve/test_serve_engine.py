@@ -12,7 +12,7 @@ import numpy as np
 import openai
 import pytest
 import tiny
-from conftest import Running
+from served import Running
 
 from mlcrt.chat import ChatModule
 from mlcrt.compile import compile_model

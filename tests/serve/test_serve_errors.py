@@ -12,7 +12,7 @@ import time
 import openai
 import pytest
 import requests
-from conftest import running
+from served import running
 
 from mlcrt.serve.settings import Settings
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import requests
-from conftest import running
+from served import running
 
 from mlcrt.serve.settings import Settings
 

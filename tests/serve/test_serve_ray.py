@@ -7,6 +7,7 @@ Not run unless asked for (`pytest -m ray`): Ray alone takes some 15 s to start a
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -109,6 +110,7 @@ def test_a_replica_is_killed_under_load(dist, tmp_path):
         try:
             url = f"http://127.0.0.1:{port}"
             _until(lambda: states()[-1:] == ["2"] and _ready(url), 60, log)
+            _leave(url)
             load = Load(url, 8)
             time.sleep(3)
             before = len(load.done)
@@ -134,6 +136,20 @@ def test_a_replica_is_killed_under_load(dist, tmp_path):
             for child in [*root.children(recursive=True), root] if root.is_running() else []:
                 child.kill()
             process.wait(10)
+
+
+def _leave(url: str) -> None:
+    """A stream left half way ends on whichever replica had it."""
+    client = openai.OpenAI(base_url=url + "/v1", api_key="x", max_retries=0, timeout=20)
+    streams = [client.chat.completions.create(model="toy", messages=HI, max_tokens=1900, stream=True) for _ in range(4)]
+    for stream in streams:
+        next(iter(stream))
+        stream.close()
+    end, quiet = time.monotonic() + 5, 0
+    while quiet < 20:  # both replicas answer some of these
+        running = re.search(r"^mlcrt_running (\S+)", requests.get(url + "/metrics", timeout=5).text, re.M)[1]
+        quiet = quiet + 1 if float(running) == 0 else 0
+        assert time.monotonic() < end, "a stream that was left goes on"
 
 
 def _ready(url: str) -> bool:
