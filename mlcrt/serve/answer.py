@@ -13,7 +13,7 @@ from mlcrt.runtime.sampler import TokenLogprob
 from mlcrt.runtime.text import Detokenizer, StopMatcher
 from mlcrt.runtime.tokenizer import ModelTokenizer
 from mlcrt.serve import errors
-from mlcrt.serve.interface import GenerationRequest, OnEvent, StepEvent
+from mlcrt.serve.interface import GenerationRequest, OnEvent, SchedulerClosed, StepEvent
 from mlcrt.serve.tools.parser import Event, Text, ToolParser
 
 if TYPE_CHECKING:
@@ -134,7 +134,10 @@ class Run:
         self._started = time.perf_counter()
         self._closed = False
         receivers = [self._receiver(i) for i in range(len(jobs))]
-        self._handles = service.scheduler.submit_all([job.request for job in jobs], receivers)
+        try:
+            self._handles = service.scheduler.submit_all([job.request for job in jobs], receivers)
+        except SchedulerClosed:
+            raise service.unavailable() from None
 
     def _receiver(self, index: int) -> OnEvent:
         return lambda event: self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, event))

@@ -75,6 +75,11 @@ def shutting_down() -> ApiError:
     )  # fmt: skip
 
 
+def engine_failed() -> ApiError:
+    message = "The model's engine has failed; the server has to be started again."
+    return ApiError(503, message, "engine_failed", kind=SERVER)
+
+
 def internal() -> ApiError:
     return ApiError(500, "The server failed on this request; its log says why.", "internal_error", kind=SERVER)
 

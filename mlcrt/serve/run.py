@@ -62,6 +62,7 @@ def run(service: Service, listener: socket.socket, report: Callable[[str], None]
     config = uvicorn.Config(
         create_app(service), log_config=None, access_log=False, server_header=False, proxy_headers=False,
         timeout_graceful_shutdown=int(settings.shutdown_timeout) + _AFTER, lifespan="on", ws="none",
+        timeout_keep_alive=30,
     )  # fmt: skip
     try:
         _Server(config, service, started).run(sockets=[listener])

@@ -13,7 +13,7 @@ from mlcrt.runtime.sampling import SamplingParams
 from mlcrt.runtime.tokenizer import ModelTokenizer
 from mlcrt.serve.answer import Job, Transcript
 from mlcrt.serve.constraints import Grammars
-from mlcrt.serve.errors import bad_request, model_not_found
+from mlcrt.serve.errors import ApiError, bad_request, engine_failed, model_not_found, shutting_down
 from mlcrt.serve.interface import Constraint, GenerationRequest, Scheduler
 from mlcrt.serve.metrics import Metrics
 from mlcrt.serve.prompts import PromptWriter
@@ -29,7 +29,8 @@ _LEGACY_TOKENS = 16  # OpenAI's default for /v1/completions
 
 
 class Service:
-    """What the routes share. `closing` is set when the server is to end: nothing new is taken then.
+    """What the routes share. `closing` is set when the server is to end: nothing new is taken then. `failed` when the
+    scheduler was found closed without that.
 
     Methods that tokenise, render or compile grammars may take seconds for large requests: call them in a thread.
     They raise `ApiError`.
@@ -44,7 +45,7 @@ class Service:
         self.defaults = SamplingParams().but(**tokenizer.defaults)
         self.created = int(time.time())
         self.fingerprint = f"mlcrt-{__version__}"
-        self.closing = False
+        self.closing = self.failed = False
         markers = (tokenizer.raw.token_to_id(text) for text in self.tools.markers)
         self._markers = frozenset(i for i in markers if i in tokenizer.table.special)
 
@@ -61,6 +62,11 @@ class Service:
         self.closing = True
         self.scheduler.close(drain=drain, timeout_s=timeout_s)
         self.grammars.close()
+
+    def unavailable(self) -> ApiError:
+        """What to say when the scheduler takes nothing any more."""
+        self.failed = not self.closing
+        return engine_failed() if self.failed else shutting_down()
 
     # -- tokens
 

@@ -271,7 +271,7 @@ async def measure(port: int, pid: int, options: argparse.Namespace) -> dict:
         problems.append(f"memory grew by {growth:.0f} MB")
     kept = ("tokens_generated_total", "prefix_hit_tokens_total", "kv_cached_tokens", "kv_capacity_tokens", "slots")
     report["server"] = {name.removesuffix("_total"): after.get(name) for name in kept}
-    report["server"] |= {"rss_mb": round(rss[-1]), "rss_growth_mb": round(growth, 1)}
+    report["server"] |= {"rss_mb": [round(mb) for mb in rss[:: max(1, len(rss) // 12)]], "rss_growth_mb": round(growth, 1)}
     report["eight_against_one"] = round(report["eight"]["tokens_per_s"] / report["alone"]["tokens_per_s"], 2)
     report["problems"] = problems
     return report
@@ -306,7 +306,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--alone", type=float, default=20, help="seconds of the phases with one client and with eight")
-    parser.add_argument("--tokens", type=int, default=96, help="of an answer at most")
+    parser.add_argument("--tokens", type=int, default=64, help="of an answer at most")
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--growth", type=float, default=64, help="MB of memory that may be added")

@@ -201,6 +201,16 @@ def test_an_engine_that_fails(dist, caplog):
     assert "the toy broke" in caplog.text and SECRET not in caplog.text
 
 
+def test_an_engine_that_has_ended(dist):
+    with running(dist) as server:
+        assert requests.get(server.url + "/health", timeout=5).json() == {"status": "ok"}
+        server.scheduler.close()
+        shape(post(server, json=body()), 503, "engine_failed")
+        shape(post(server, "/v1/embeddings", json={"model": MODEL, "input": "x"}), 503, "engine_failed")
+        health = requests.get(server.url + "/health", timeout=5)
+        assert health.status_code == 503 and health.json() == {"status": "failed"}
+
+
 def test_a_bug_is_a_500_whose_log_says_where_but_not_what(dist, caplog, monkeypatch):
     with running(dist) as server, caplog.at_level(logging.INFO, "mlcrt.serve"):
         monkeypatch.setattr(server.service.prompts, "render", lambda *a, **kw: int(SECRET))

@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from mlcrt.serve import errors
 from mlcrt.serve.errors import bad_request, json_response
+from mlcrt.serve.interface import SchedulerClosed
 from mlcrt.serve.routes import GENERATION
 from mlcrt.serve.schemas.other import EmbeddingList, EmbeddingRequest
 from mlcrt.serve.service import Service, prompts_of
@@ -35,6 +36,8 @@ async def embeddings(request: Request, body: EmbeddingRequest):
             call = partial(service.scheduler.embeddings, tokens, timeout_s=service.settings.request_timeout)
             try:
                 vector = np.asarray(await run_in_threadpool(call), np.float32)
+            except SchedulerClosed:
+                raise service.unavailable() from None
             except TimeoutError:
                 raise errors.timed_out(service.settings.request_timeout) from None
             made.append(vector / max(float(np.linalg.norm(vector)), 1e-12))

@@ -16,12 +16,14 @@ router = APIRouter(tags=["system"])
 
 @router.get(
     "/health", response_model=Health, summary="Whether requests are taken",
-    responses={503: {"model": Health, "description": "The server is shutting down."}, **failures(403)},
+    responses={503: {"model": Health, "description": "It is shutting down, or its engine failed."}, **failures(403)},
 )  # fmt: skip
 async def health(request: Request):
     """Needs no key."""
     service: Service = request.app.state.service
-    return json_response({"status": "shutting down"}, 503) if service.closing else json_response({"status": "ok"})
+    if service.closing or service.failed:
+        return json_response({"status": "shutting down" if service.closing else "failed"}, 503)
+    return json_response({"status": "ok"})
 
 
 _TEXT = {200: {"description": "Prometheus' text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}}

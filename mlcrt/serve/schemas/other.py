@@ -77,4 +77,4 @@ class DetokenizeAnswer(BaseModel):
 
 
 class Health(BaseModel):
-    status: Literal["ok", "shutting down"]
+    status: Literal["ok", "shutting down", "failed"]
