@@ -271,7 +271,8 @@ async def measure(port: int, pid: int, options: argparse.Namespace) -> dict:
         problems.append(f"memory grew by {growth:.0f} MB")
     kept = ("tokens_generated_total", "prefix_hit_tokens_total", "kv_cached_tokens", "kv_capacity_tokens", "slots")
     report["server"] = {name.removesuffix("_total"): after.get(name) for name in kept}
-    report["server"] |= {"rss_mb": [round(mb) for mb in rss[:: max(1, len(rss) // 12)]], "rss_growth_mb": round(growth, 1)}
+    course = [round(mb) for mb in rss[:: max(1, len(rss) // 12)]]
+    report["server"] |= {"rss_mb": course, "rss_growth_mb": round(growth, 1)}
     report["eight_against_one"] = round(report["eight"]["tokens_per_s"] / report["alone"]["tokens_per_s"], 2)
     report["problems"] = problems
     return report
