@@ -70,8 +70,9 @@ class Seen:
 class Client:
     """One connection per request, spoken to by hand so that the clients cost little beside the server."""
 
-    def __init__(self, port: int, seen: Seen, rng: random.Random, tokens: int):
-        self.port, self.seen, self.rng, self.tokens = port, seen, rng, tokens
+    def __init__(self, port: int, seen: Seen, rng: random.Random, tokens: int, temperature: float = 0.7):
+        self.port, self.seen, self.rng = port, seen, rng
+        self.tokens, self.temperature = tokens, temperature
 
     def body(self, **more) -> dict:
         question = f"Tell me about {self.rng.choice(ASKED)}, part {self.rng.randrange(1000)}."
@@ -81,7 +82,7 @@ class Client:
             "model": "load",
             "messages": messages,
             "max_tokens": limit,
-            "temperature": 0.7,
+            "temperature": self.temperature,
             "ignore_eos": True,
             **more,
         }
@@ -183,6 +184,15 @@ class Client:
             process.kill()
         await process.wait()
 
+    async def long(self, words: int) -> None:
+        """A prompt of `words` that begins like no other, and one token."""
+        text = " ".join(str(self.rng.randrange(10)) for _ in range(words))
+        body = self.body(messages=[{"role": "user", "content": text}], max_tokens=1)
+        async with self.connection() as (reader, writer):
+            writer.write(self.bytes(json.dumps(body).encode()))
+            if await self.accepted(reader):
+                await reader.read()
+
     async def malformed(self) -> None:
         good = json.dumps(self.body()).encode()
         rubbish = bytes(self.rng.randrange(256) for _ in range(200))
@@ -206,20 +216,30 @@ class Client:
                 self.seen.problems.append(f"malformed ({kind}): status {status}")
 
 
-async def crowd(port: int, clients: int, seconds: float, manners: dict[str, int], tokens: int, seed: int) -> Seen:
+async def crowd(port: int, clients: int, seconds: float, manners: dict[str, int], options: argparse.Namespace) -> Seen:
     """`clients` at once for `seconds`; those that are under way then may finish."""
     seen, end = Seen(), time.monotonic() + seconds
     started = time.perf_counter()
 
     async def one(number: int) -> None:
-        rng = random.Random(f"{seed} {number}")
-        client = Client(port, seen, rng, tokens)
+        rng = random.Random(f"{options.seed} {number}")
+        client = Client(port, seen, rng, options.tokens, options.temperature)
         while time.monotonic() < end:
             await client.once(rng.choices(list(manners), list(manners.values()))[0])
 
     await asyncio.gather(*map(one, range(clients)))
     seen.seconds = time.perf_counter() - started
     return seen
+
+
+async def fill(port: int, options: argparse.Namespace) -> None:
+    """Let every block of the KV cache be used once: its memory is taken when it is first written, and is no leak."""
+    client = Client(port, Seen(), random.Random("fill"), 1)
+    for _ in range(4 * options.slots):
+        found = await metrics(port)
+        if found["kv_cached_tokens"] > 0.9 * found["kv_capacity_tokens"]:
+            return
+        await client.long(options.context // 3)
 
 
 async def metrics(port: int) -> dict[str, float]:
@@ -251,12 +271,13 @@ async def measure(port: int, pid: int, options: argparse.Namespace) -> dict:
     """All phases against a server that runs. The result's "problems" should be empty."""
     report: dict = {}
     problems = []
+    await fill(port, options)
     phases = ("alone", 1, options.alone), ("eight", 8, options.alone), ("all", options.clients, options.seconds)
     for name, clients, seconds in phases:
         manners = MANNERS if name == "all" else {"stream": 1}
         rss: list[float] = []
         sampler = asyncio.ensure_future(memory(psutil.Process(pid), rss, max(0.1, options.seconds / 240)))
-        seen = await crowd(port, clients, seconds, manners, options.tokens, options.seed)
+        seen = await crowd(port, clients, seconds, manners, options)
         sampler.cancel()
         report[name] = {"clients": clients, **seen.figures()}
         problems += [f"{name}: {problem}" for problem in seen.problems]
@@ -309,7 +330,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--alone", type=float, default=20, help="seconds of the phases with one client and with eight")
     parser.add_argument("--tokens", type=int, default=64, help="of an answer at most")
     parser.add_argument("--slots", type=int, default=8)
-    parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--growth", type=float, default=64, help="MB of memory that may be added")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log", help="file for the server's log")
