@@ -54,7 +54,7 @@ def test_schemathesis(dist, tmp_path):
         (tmp_path / "openapi.json").write_text(json.dumps(document))
         command = [
             sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()", "run", "openapi.json",
-            "--url", server.url, "--checks", CHECKS, "--header", "Authorization: Bearer k", "--max-examples", "6",
+            "--url", server.url, "--checks", CHECKS, "--header", "Authorization: Bearer k", "--max-examples", "4",
             "--phases", "coverage,fuzzing", "--seed", "7", "--generation-database", "none", "--no-color",
             "--request-timeout", "20", "--continue-on-failure",
         ]  # fmt: skip
