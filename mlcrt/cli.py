@@ -16,7 +16,7 @@ from mlcrt.errors import MlcrtError
 from mlcrt.version import __version__
 
 # Each is a module in mlcrt/commands with SUMMARY, EXAMPLES, add_arguments(parser) and run(args) -> exit code.
-VERBS = "chat", "compile", "convert", "bench", "eval", "devices"
+VERBS = "chat", "serve", "compile", "convert", "bench", "eval", "devices"
 
 _EXAMPLES = """examples:
   mlcrt chat HuggingFaceTB/SmolLM2-135M-Instruct

@@ -17,6 +17,10 @@ from mlcrt.errors import MlcrtError
 _PLAIN_NAMES = {"system": "", "user": "User: ", "assistant": "Assistant: "}
 
 
+class TemplateRefusal(MlcrtError):
+    """The template itself does not take these messages, and says why."""
+
+
 class ChatTemplate:
     """Renders messages (`{"role": …, "content": …}`) for one model.
 
@@ -77,7 +81,7 @@ class ChatTemplate:
                 self._compiled[which] = _environment().from_string(self._sources[which])
             return self._compiled[which].render(variables)
         except _Refused as error:
-            raise MlcrtError(f"The chat template of {self.name} refuses these messages: {error}") from None
+            raise TemplateRefusal(f"The chat template of {self.name} refuses these messages: {error}") from None
         except jinja2.TemplateSyntaxError as error:
             raise MlcrtError(
                 f"The chat template of {self.name} has an error in line {error.lineno}: {error.message}; "

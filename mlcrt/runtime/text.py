@@ -106,11 +106,18 @@ class Detokenizer:
     The pieces put together, `finish` included, are what `tokenizer.decode` gives for all the tokens, with one
     difference: of a run of byte tokens that is not UTF-8, only the offending bytes become U+FFFD, not the whole run.
     `continuation` keeps the space at the front that SentencePiece decoders take off: the text goes on from another.
+    `keep` are special tokens to show all the same (only where the decoder is `exact`).
     """
 
-    def __init__(self, table: TokenTable, skip_special: bool = True, continuation: bool = False):
+    def __init__(
+        self,
+        table: TokenTable,
+        skip_special: bool = True,
+        continuation: bool = False,
+        keep: frozenset[int] = frozenset(),
+    ):
         self._table = table
-        self._skip = table.special if skip_special else frozenset()
+        self._skip = table.special - keep if skip_special else frozenset()
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._strip = 0 if continuation else table.strip[1]
         self._first = "" if continuation else table.strip_first_token

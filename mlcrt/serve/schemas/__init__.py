@@ -1,0 +1,1 @@
+"""Requests as pydantic models, and answers as far as the OpenAPI document describes them."""
