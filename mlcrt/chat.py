@@ -23,7 +23,7 @@ from mlcrt.runtime.generate import Event, Generation
 from mlcrt.runtime.sampling import SamplingParams
 from mlcrt.runtime.stats import ChatStats, Usage
 from mlcrt.runtime.tokenizer import ModelTokenizer
-from mlcrt.targets import all_targets
+from mlcrt.select import has_library
 
 Message = dict[str, Any]
 Prompt = str | Sequence[Mapping[str, Any]]
@@ -261,11 +261,6 @@ class ChatModule:
         self.close()
 
 
-def _runs_here(compiled: Mapping[str, Any]) -> bool:
-    """Whether one of the compiled targets has a device on this machine."""
-    return any(name in compiled and module.probe().available for name, module in all_targets().items())
-
-
 def resolve_model(
     model: str | Path,
     quantization: str | None,
@@ -277,14 +272,14 @@ def resolve_model(
     target = re.sub(r":\d+$", "", device)  # cuda:1 is the second device of target cuda
     for path in (Path(model), dist_root / model):
         if is_dist(path):
-            manifest = open_dist(path).manifest
+            dist = open_dist(path)
+            manifest = dist.manifest
             if quantization not in (None, manifest.get("quantization")):
                 raise UsageError(
                     f"{path} is compiled already, as {manifest.get('quantization')}; "
                     f"name the original model to have it as {quantization}."
                 )
-            name = target.partition(":")[0]
-            if name in manifest["targets"] or (name == "auto" and _runs_here(manifest["targets"])):
+            if has_library(dist, target):
                 return path
             model = path
             break
