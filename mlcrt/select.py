@@ -12,8 +12,8 @@ from typing import Any
 
 from mlcrt.dist import Dist
 from mlcrt.errors import MlcrtError
-from mlcrt.targets import all_targets, parse_target
-from mlcrt.targets.platforms import foreign
+from mlcrt.targets import ProbeResult, all_targets, parse_target
+from mlcrt.targets.platforms import PLATFORMS, foreign
 
 
 def slot_for(targets: dict[str, Any], name: str, attributes: Any) -> str:
@@ -48,7 +48,7 @@ def pick(dist: Dist, device: str) -> str:
     targets = dist.manifest["targets"]
     if device == "auto":
         for name, module in all_targets().items():
-            if slots_of(targets, name) and module.probe().available:
+            if slots_of(targets, name) and _wanted(module.probe()):
                 best = _best(dist, name, module)
                 if best:
                     return best
@@ -65,6 +65,11 @@ def pick(dist: Dist, device: str) -> str:
         return f"{name}:{wanted}" if wanted else name  # check_target says that it is not there
     reasons = [f"{dist.path / targets[s]['library']} {why_not(targets[s], module)}" for s in slots]
     raise MlcrtError(f"{'; '.join(reasons)}; compile it here with mlcrt compile --target {name}")
+
+
+def _wanted(probed: ProbeResult) -> bool:
+    """Whether `auto` may choose a target: a device that is the CPU in disguise is passed over."""
+    return getattr(probed, "preferred", probed.available)
 
 
 def has_library(dist: Dist, device: str) -> bool:
@@ -95,5 +100,5 @@ def _arch(entry: Any) -> str | None:
 
 
 def _describe(slot: str, entry: Any) -> str:
-    reason = foreign(entry) if isinstance(entry, dict) else None
-    return f"{slot}, which {reason}" if reason else slot
+    known = isinstance(entry, dict) and foreign(entry)
+    return f"{slot} for {PLATFORMS[entry['platform']].text}" if known and entry["platform"] in PLATFORMS else slot

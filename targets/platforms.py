@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
+from pathlib import Path
 
 from mlcrt.targets import host_machine
 
@@ -25,6 +26,19 @@ PLATFORMS = {
 }
 DEFAULT = "x86_64-linux"  # of manifests written before there was another
 _SYSTEMS = {"Linux": "linux", "Darwin": "macos", "Windows": "windows"}
+
+
+def platform_of(library: Path) -> str:
+    """The platform that a shared library is for, by its first bytes; DEFAULT if they are of none of PLATFORMS."""
+    with open(library, "rb") as file:
+        head = file.read(1024)
+    if head[:8] == bytes.fromhex("cffaedfe 0c000001"):  # MH_MAGIC_64, CPU_TYPE_ARM64
+        return "aarch64-macos"
+    if head[:2] == b"MZ":  # the machine is not asked: there is one Windows
+        return "x86_64-windows"
+    if head[:4] == b"\x7fELF" and head[18:20] == b"\xb7\x00":  # EM_AARCH64
+        return "aarch64-linux"
+    return DEFAULT
 
 
 def host_system() -> str:

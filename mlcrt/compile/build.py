@@ -26,7 +26,7 @@ from mlcrt.quant.scheme import SCHEMES
 from mlcrt.scratch import sweep
 from mlcrt.select import has_library, pick, slot_for
 from mlcrt.targets import all_targets, parse_target, parse_targets
-from mlcrt.targets.platforms import DEFAULT, PLATFORMS
+from mlcrt.targets.platforms import DEFAULT, platform_of
 from mlcrt.version import __version__
 
 from .interrupt import keep_interrupts
@@ -142,12 +142,11 @@ def compile_target(
     started = time.perf_counter()
     target = all_targets()[name]
     attributes = target.attributes(arch)
-    platform = getattr(attributes, "platform", DEFAULT)
     slot = slot or slot_for(dist.manifest["targets"], name, attributes)
     if check:
         from .check import require_checkable
 
-        require_checkable(name, platform)
+        require_checkable(name, getattr(attributes, "platform", DEFAULT))
     library = target.library(attributes, attributes.kv_dtype(float_kind(dist)))
     schemes = dist.manifest["schemes"]
     total = len(phases(library)) + (3 if check else 2)
@@ -169,7 +168,7 @@ def compile_target(
     with new_library(dist, slot) as (building, entry):
         phase("link")
         _require_space(building, OBJECT_SPACE)
-        file = building / PLATFORMS[platform].library
+        file = building / getattr(attributes, "library_file", "lib.so")
         with tempfile.TemporaryDirectory(dir=building) as objects:
             executable.export_library(str(file), workspace_dir=objects, **target.export_options(attributes))
         entry |= {
@@ -180,7 +179,7 @@ def compile_target(
             "abi": LIBRARY_ABI,
             "mlcrt": __version__,
             "tvm": tvm.__version__,
-            "platform": platform,
+            "platform": platform_of(file),
             "arch": attributes.name,
             "features": list(attributes.features),
             "parameters": [p[0] for p in parameters],
@@ -194,6 +193,8 @@ def compile_target(
         if check:
             phase("check")
             _check(dist, slot, building, entry, report)
+    if progress is not None:
+        progress(slot, "done", 1.0)
     from mlcrt.runtime.memory import plan_memory
 
     report(f"compiled {dist.path / entry['library']} in {time.perf_counter() - started:.1f} s")

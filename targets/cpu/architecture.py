@@ -59,6 +59,10 @@ class CpuArch:
         return "f16c" in self.features or self.platform.startswith("aarch64")
 
     @property
+    def library_file(self) -> str:
+        return PLATFORMS[self.platform].library
+
+    @property
     def cross(self) -> bool:
         """Whether this is for another system than the one that compiles."""
         return self.platform != host_platform()
