@@ -23,7 +23,8 @@ from mlcrt.runtime.generate import Event, Generation
 from mlcrt.runtime.sampling import SamplingParams
 from mlcrt.runtime.stats import ChatStats, Usage
 from mlcrt.runtime.tokenizer import ModelTokenizer
-from mlcrt.select import has_library
+from mlcrt.select import describe_slots, has_library
+from mlcrt.unpack import is_package, unpacked
 
 Message = dict[str, Any]
 Prompt = str | Sequence[Mapping[str, Any]]
@@ -270,6 +271,9 @@ def resolve_model(
 ) -> Path:
     """The compiled folder for `model`, compiled now if it has to be: from its source, or for another target."""
     target = re.sub(r":\d+$", "", device)  # cuda:1 is the second device of target cuda
+    report = report or (lambda line: print(line, file=sys.stderr))
+    if is_package(model):
+        return _from_package(Path(model), quantization, target, report)
     for path in (Path(model), dist_root / model):
         if is_dist(path):
             dist = open_dist(path)
@@ -285,7 +289,21 @@ def resolve_model(
             break
     from mlcrt.compile import ensure_compiled
 
-    report = report or (lambda line: print(line, file=sys.stderr))
     return Path(
         ensure_compiled(str(model), quantization=quantization, target=target, dist_root=dist_root, report=report)
     )
+
+
+def _from_package(model: Path, quantization: str | None, target: str, report: Callable[[str], None]) -> Path:
+    """The unpacked folder of a package that has a library for `target` that runs here. Nothing is compiled."""
+    dist = open_dist(unpacked(model, report))
+    have = dist.manifest.get("quantization")
+    if quantization not in (None, have):
+        raise UsageError(f"{model} is quantised as {have}; package the model as {quantization} to have it so.")
+    if not has_library(dist, target):
+        where = "" if target == "auto" else f" as {target}"
+        raise MlcrtError(
+            f"{model} has no library that this machine can run{where} (it has: {describe_slots(dist)}); package it"
+            f" again with one for it, such as --target {'cpu' if target == 'auto' else target}"
+        )
+    return dist.path

@@ -52,7 +52,7 @@ def pick(dist: Dist, device: str) -> str:
                 best = _best(dist, name, module)
                 if best:
                     return best
-        have = ", ".join(_describe(slot, entry) for slot, entry in targets.items()) or "none"
+        have = describe_slots(dist)
         raise MlcrtError(f"{dist.path} has no library that this machine can run (it has: {have}); run mlcrt compile")
     name, arch = parse_target(device)
     module = all_targets()[name]
@@ -78,6 +78,11 @@ def has_library(dist: Dist, device: str) -> bool:
         return pick(dist, device) in dist.manifest["targets"]
     except MlcrtError:
         return False
+
+
+def describe_slots(dist: Dist) -> str:
+    """The slots in a sentence, with the system of those that are for another; 'none'."""
+    return ", ".join(_describe(slot, entry) for slot, entry in dist.manifest["targets"].items()) or "none"
 
 
 def _best(dist: Dist, name: str, module: ModuleType, arch: str | None = None) -> str | None:

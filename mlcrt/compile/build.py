@@ -20,13 +20,14 @@ from mlcrt.dist import (
     sha256,
     write_json,
 )
-from mlcrt.errors import MlcrtError
+from mlcrt.errors import MlcrtError, UsageError
 from mlcrt.quant.model import converted, float_kind, silent
 from mlcrt.quant.scheme import SCHEMES
 from mlcrt.scratch import sweep
 from mlcrt.select import has_library, pick, slot_for
 from mlcrt.targets import all_targets, parse_target, parse_targets
 from mlcrt.targets.platforms import DEFAULT, platform_of
+from mlcrt.unpack import is_package
 from mlcrt.version import __version__
 
 from .interrupt import keep_interrupts
@@ -56,6 +57,8 @@ def compile_model(
     `progress` replaces the reported lines about phases.
     """
     chosen = parse_targets(targets)
+    if is_package(model):
+        raise UsageError(f"{model} is a package, which is only run; compile the folder or the model it was made from")
     folder = _dist_folder(model, quantization, out, dist_root, report)
     sweep(folder.parent)
     planned = _plan(open_dist(folder), chosen)
