@@ -21,8 +21,8 @@ from mlcrt.targets.cpu.tiles import tiles
 
 PROMPT = np.random.default_rng(3).integers(3, 259, 150).tolist()  # longer than a chunk
 MORE = (
-    ("gemma2_softcap", "q0f32"), ("llama3_gqa7", "q8f16_1"), ("gemma3_alternating", "q4f32_1"), ("phi3_longrope", "q3f16_1"),
-    ("mixtral", "q4f16_0"), ("qwen2_yarn", "q0f16"),
+    ("gemma2_softcap", "q0f32"), ("llama3_gqa7", "q8f16_1"), ("gemma3_alternating", "q4f32_1"),
+    ("mistral_window", "q3f16_1"), ("mixtral", "q4f16_0"), ("qwen2_yarn", "q0f16"),
 )  # fmt: skip
 
 RUN = """
