@@ -1,9 +1,10 @@
 """`mlcrt package`: a dist folder with chosen libraries as one file, whose bytes depend on its contents alone.
 
-A tar archive (GNU format: https://www.gnu.org/software/tar/manual/html_node/Standard.html) in one zstd frame
-(https://www.rfc-editor.org/rfc/rfc8878) with a checksum. All files lie in one folder that works when it is unpacked by
-hand. The first is package.json, with the size and SHA-256 of the others, which follow in order of their names. Owners,
-times and modes are fixed; what only the machine that converted knows (which source files, when) is left out.
+A tar archive (GNU format: https://www.gnu.org/software/tar/manual/html_node/Standard.html) in one zstd frame with a
+checksum, and a skippable frame with the SHA-256 of all before it (https://www.rfc-editor.org/rfc/rfc8878). All files
+lie in one folder that works when it is unpacked by hand. The first is package.json, with the size and SHA-256 of the
+others, which follow in order of their names. Owners, times and modes are fixed; what only the machine that converted
+knows (which source files, when) is left out.
 `mlcrt.unpack` reads it.
 """
 
@@ -30,6 +31,7 @@ SUFFIX = ".tar.zst"
 LEVEL = 3  # of zstd, on one thread: more takes long and quantised weights hardly shrink
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 NAME = re.compile(r"[A-Za-z0-9_+=@,-][A-Za-z0-9_.+=@,-]*")  # of a folder or file inside
+TRAILER = bytes.fromhex("502a4d18 20000000")  # a skippable frame of 32 bytes, which other programs pass over
 _BLOCK = 1 << 20
 _LONGEST_NAME = 100  # what a tar header holds without extensions
 
@@ -67,7 +69,9 @@ def write_package(
         sweep(output.parent)
         with scratch_folder(output.parent, output.name) as beside:
             with open(beside / output.name, "wb") as file:
-                _write(file, top, index, contents, report)
+                hashed = _Hashed(file)
+                _write(hashed, top, index, contents, report)
+                file.write(TRAILER + hashed.digest.digest())
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside / output.name, output)
@@ -157,7 +161,7 @@ def _add(archive: tarfile.TarFile, name: str, source, size: int) -> None:
 
 
 class _Hashed:
-    """A file whose bytes are hashed as they are read."""
+    """A file whose bytes are hashed as they are read or written."""
 
     def __init__(self, file):
         self.file, self.digest = file, hashlib.sha256()
@@ -166,3 +170,7 @@ class _Hashed:
         data = self.file.read(size)
         self.digest.update(data)
         return data
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self.file.write(data)

@@ -20,7 +20,7 @@ from mlcrt.errors import MlcrtError
 from mlcrt.scratch import locked, put_in_place, scratch_folder, sweep
 from mlcrt.targets.native import cache_folder
 
-from .package import FORMAT, INDEX, NAME, SUFFIX, VERSION
+from .package import FORMAT, INDEX, NAME, SUFFIX, TRAILER, VERSION
 
 # Magic number, a descriptor that promises a checksum and nothing else, and the window of the level packages have.
 _FRAME = bytes.fromhex("28b52ffd 04 58")
@@ -143,18 +143,28 @@ def _check_manifest(folder: Path, listed: dict[str, Any]) -> None:
 
 
 class _Archive:
-    """The tar stream inside the zstd frame of an open file; `digest` hashes the compressed bytes."""
+    """The tar stream inside the zstd frame of an open file; `digest` hashes the compressed bytes.
+
+    The hash at the end of the file is compared when all is read: a bit may differ that decompressing does not notice.
+    """
 
     def __init__(self, file):
         import zstandard
 
         self.file, self.digest, self.data = file, hashlib.sha256(), bytearray()
-        head = file.read(len(_FRAME))
+        self.left = os.fstat(file.fileno()).st_size - len(TRAILER) - hashlib.sha256().digest_size
+        head = self._read(len(_FRAME))
         if head != _FRAME:
             raise _Damaged("it does not begin as one")
         self._error = zstandard.ZstdError
         self._frame = zstandard.ZstdDecompressor().decompressobj()
         self._feed(head)
+
+    def _read(self, size: int) -> bytes:
+        """The next bytes before the trailer."""
+        data = self.file.read(min(size, max(0, self.left)))
+        self.left -= len(data)
+        return data
 
     def _feed(self, compressed: bytes) -> None:
         self.digest.update(compressed)
@@ -170,7 +180,7 @@ class _Archive:
         while len(self.data) < size:
             if self._frame.eof:
                 return False
-            compressed = self.file.read(_COMPRESSED)
+            compressed = self._read(_COMPRESSED)
             if not compressed:
                 raise _Damaged("it is cut off")
             self._feed(compressed)
@@ -222,8 +232,8 @@ class _Archive:
             if zeros > 2 * _RECORD or any(self.data):
                 raise _Damaged("there is more after its files")
             self.data.clear()
-        if self.file.read(1):
-            raise _Damaged("there is more after its end")
+        if self.left or self.file.read() != TRAILER + self.digest.digest():
+            raise _Damaged("it does not end with its hash")
 
 
 def _fingerprint(path: Path) -> list:
