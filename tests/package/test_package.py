@@ -70,7 +70,7 @@ def test_every_library_unless_targets_are_named(packed, dist, tmp_path):
 
 
 def test_equal_contents_give_equal_bytes(dist, packed, tmp_path, monkeypatch):
-    """Whatever the process, hash seed, times, modes and order of the manifest; where the weights came from is left out."""
+    """Whatever process, hash seed, times, modes and order of the manifest; where the weights came from is left out."""
     manifest = json.loads((dist / "mlcrt.json").read_text())
     manifest["source"] = [["elsewhere.safetensors", 1, 2]]
     manifest["targets"] = dict(reversed(manifest["targets"].items()))
