@@ -15,9 +15,11 @@ demo: $(VENV)/.installed
 test: $(VENV)/.test debian
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# A Vulkan device that runs on the CPU (lavapipe); without it the Vulkan tests skip and say so. CI installs it.
+# A Vulkan device that runs on the CPU (lavapipe) and an emulator of ARM64 programs (qemu-user); without them tests skip
+# and say so. CI installs them.
 debian:
 ifeq ($(CI),true)
+	@command -v qemu-aarch64 >/dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends qemu-user)
 	@ls /usr/share/vulkan/icd.d/lvp_icd*.json >/dev/null 2>&1 || (apt-get update -qq && apt-get install -y -qq mesa-vulkan-drivers libvulkan1)
 endif
 

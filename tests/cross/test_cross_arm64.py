@@ -84,7 +84,7 @@ def test_the_same_tokens_as_here(arm64, folders, capsys):
     for folder in folders:
         ours, theirs = here["runs"][folder], there["runs"][folder]
         assert ours["arch"].startswith(("x86-64", "native")) and theirs["arch"] == "aarch64-linux"
-        assert theirs["tokens"] == ours["tokens"] and len(set(ours["tokens"])) > 5
+        assert theirs["tokens"] == ours["tokens"] and len(set(ours["tokens"])) > 3
         for part in ("logits", "scored"):
             got, expected = np.array(theirs[part]), np.array(ours[part])
             error = np.abs(got - expected).max() / expected.std()
