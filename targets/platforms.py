@@ -21,7 +21,7 @@ class Platform:
 PLATFORMS = {
     "x86_64-linux": Platform("x86_64-unknown-linux-gnu", "lib.so", "x86-64 Linux"),
     "aarch64-linux": Platform("aarch64-unknown-linux-gnu", "lib.so", "ARM64 Linux"),
-    "x86_64-windows": Platform("x86_64-pc-windows-gnu", "lib.dll", "x86-64 Windows"),
+    "x86_64-windows": Platform("x86_64-pc-windows-msvc", "lib.dll", "x86-64 Windows"),
     "aarch64-macos": Platform("arm64-apple-macos13", "lib.dylib", "ARM64 macOS"),
 }
 DEFAULT = "x86_64-linux"  # of manifests written before there was another

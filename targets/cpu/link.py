@@ -31,10 +31,15 @@ _IMPORTS = {
         "exp", "log", "pow",
     ),
 }  # fmt: skip
-# Compilers call this for a frame above a page, %rax bytes of it: Windows grows a stack one touched page at a time.
-_STACK_PROBE = """
-.globl ___chkstk_ms
-___chkstk_ms:
+# What compilers take for granted on Windows. __chkstk is called for a frame above a page, %rax bytes of it, because a
+# stack grows there one touched page at a time; _fltused tells Microsoft's C library that floating point is used.
+_SUPPORT = """
+.globl _fltused
+.globl __chkstk
+.data
+_fltused: .long 0
+.text
+__chkstk:
     pushq %rdx
     pushq %rax
     leaq 24(%rsp), %rdx
@@ -92,13 +97,13 @@ def _link_dll(output: str, objects: Sequence[str], options: Sequence[str], scrat
         definition.write_text("\n".join((f"LIBRARY {dll}", "EXPORTS", *names, "")))
         _zig("dlltool", "-m", "i386:x86-64", "-d", str(definition), "-l", str(stub))
         libraries.append(str(stub))
-    source, probe = scratch / "probe.s", scratch / "probe.obj"
-    source.write_text(_STACK_PROBE)
-    _zig("build-obj", "-target", "x86_64-windows-gnu", "-fstrip", f"-femit-bin={probe}", str(source), caches=scratch)
+    source, support = scratch / "support.s", scratch / "support.obj"
+    source.write_text(_SUPPORT)
+    _zig("build-obj", "-target", "x86_64-windows-gnu", "-fstrip", f"-femit-bin={support}", str(source), caches=scratch)
     # -Brepro: a hash of the contents where the time of linking would stand
     arguments = ["-dll", "-noentry", "-nodefaultlib", "-Brepro", "-machine:x64", f"-out:{output}"]
     arguments.append(f"-implib:{scratch / 'import.lib'}")
-    _zig("lld-link", *arguments, *map(str, objects), str(probe), *libraries, *options)
+    _zig("lld-link", *arguments, *map(str, objects), str(support), *libraries, *options)
 
 
 def binary_object(data: bytes, symbol: str, folder: Path) -> str:

@@ -91,8 +91,8 @@ def test_a_big_stack_frame_on_windows(tmp_path):
     source, compiled = tmp_path / "big.c", tmp_path / "big.obj"
     source.write_text("void touch(char *); void touch(char *p) {}\n"
                       "__declspec(dllexport) void big(void) { volatile char b[9000]; b[1] = 1; touch((char *)b); }\n")
-    zig("build-obj", "-target", "x86_64-windows-gnu", "-fno-sanitize-c", f"-femit-bin={compiled}", source)
-    assert b"___chkstk_ms" in compiled.read_bytes()
+    zig("build-obj", "-target", "x86_64-windows-msvc", "-fno-sanitize-c", f"-femit-bin={compiled}", source)
+    assert b"__chkstk" in compiled.read_bytes()
     link.link(str(tmp_path / "lib.dll"), [str(compiled)])
     binary = lief.parse(str(tmp_path / "lib.dll"))  # lives as long as this name: what it hands out points into it
     assert [entry.name for entry in binary.get_export().entries] == ["big"]
@@ -102,13 +102,13 @@ def test_a_big_stack_frame_on_windows(tmp_path):
 def test_the_stack_probe_runs(tmp_path, frame):
     """Its instructions are the same on Linux: it comes back with all registers as they were."""
     source, compiled, library = tmp_path / "probe.s", tmp_path / "probe.o", tmp_path / "lib.so"
-    source.write_text(f"""{link._STACK_PROBE}
+    source.write_text(f"""{link._SUPPORT}
 .globl probe
 probe:
     movq ${frame}, %rax
     movq $77, %rdx
     movq %rsp, %rcx
-    call ___chkstk_ms
+    call __chkstk
     cmpq %rsp, %rcx
     jne 3f
     leaq (%rax,%rdx), %rax
