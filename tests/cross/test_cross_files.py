@@ -86,6 +86,21 @@ def test_the_windows_library(everywhere):
     assert [p.name for p in file.parent.iterdir()] == ["lib.dll"]
 
 
+def test_sine_and_cosine_of_one_angle(tmp_path):
+    """LLVM would make one call of both where the system's C library has one: Windows' has none."""
+    import tvm
+
+    from mlcrt.kernels.simd.elementwise import rotary_tables
+
+    module = tvm.IRModule({"kernel": rotary_tables(16, 1, 1.0).with_attr("global_symbol", "kernel")})
+    arch = attributes("x86-64-v3-windows")
+    compiled = tvm.compile(module, target=tvm.target.Target(arch.tvm_target()))
+    compiled.export_library(str(tmp_path / "lib.dll"), fcompile=link.link)
+    binary = lief.parse(str(tmp_path / "lib.dll"))
+    imports = {i.name: {entry.name for entry in i.entries} for i in binary.imports}
+    assert imports["ucrtbase.dll"] == {"sinf", "cosf"}
+
+
 def test_a_big_stack_frame_on_windows(tmp_path):
     """Above a page of frame, compilers call a stack probe: the linker brings one."""
     source, compiled = tmp_path / "big.c", tmp_path / "big.obj"
