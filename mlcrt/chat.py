@@ -36,10 +36,11 @@ _FREE_AFTER_SHIFT = 0.25
 class ChatModule:
     """A model, its KV cache and the conversation so far.
 
-    `model` is a compiled folder under dist/, a package of one (.tar.zst), or anything `mlcrt compile` takes (a Hub id, a
-    Hugging Face folder, a .gguf file), which is compiled first. `context` is the number of tokens to hold (default: what the model was
-    trained for, as far as the engine allows). `system` is the system message. `context_shift` drops the oldest turns,
-    never the system message, when a conversation outgrows the context; otherwise that is an error or ends the answer.
+    `model` is a compiled folder under dist/, a package of one (.tar.zst), or anything `mlcrt compile` takes (a Hub id,
+    a Hugging Face folder, a .gguf file), which is compiled first. `context` is the number of tokens to hold (default:
+    what the model was trained for, as far as the engine allows). `system` is the system message. `context_shift` drops
+    the oldest turns, never the system message, when a conversation outgrows the context; otherwise that is an error or
+    ends the answer.
     Other keywords are sampling settings (`SamplingParams`) for all answers; those not given come from the model's
     generation_config.json. Raises `MlcrtError`, for wrong settings `UsageError`.
 
