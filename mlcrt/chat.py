@@ -23,7 +23,8 @@ from mlcrt.runtime.generate import Event, Generation
 from mlcrt.runtime.sampling import SamplingParams
 from mlcrt.runtime.stats import ChatStats, Usage
 from mlcrt.runtime.tokenizer import ModelTokenizer
-from mlcrt.targets import all_targets
+from mlcrt.select import describe_slots, has_library
+from mlcrt.unpack import is_package, unpacked
 
 Message = dict[str, Any]
 Prompt = str | Sequence[Mapping[str, Any]]
@@ -35,10 +36,11 @@ _FREE_AFTER_SHIFT = 0.25
 class ChatModule:
     """A model, its KV cache and the conversation so far.
 
-    `model` is a compiled folder under dist/, or anything `mlcrt compile` takes (a Hub id, a Hugging Face folder, a
-    .gguf file), which is compiled first. `context` is the number of tokens to hold (default: what the model was
-    trained for, as far as the engine allows). `system` is the system message. `context_shift` drops the oldest turns,
-    never the system message, when a conversation outgrows the context; otherwise that is an error or ends the answer.
+    `model` is a compiled folder under dist/, a package of one (.tar.zst), or anything `mlcrt compile` takes (a Hub id,
+    a Hugging Face folder, a .gguf file), which is compiled first. `context` is the number of tokens to hold (default:
+    what the model was trained for, as far as the engine allows). `system` is the system message. `context_shift` drops
+    the oldest turns, never the system message, when a conversation outgrows the context; otherwise that is an error or
+    ends the answer.
     Other keywords are sampling settings (`SamplingParams`) for all answers; those not given come from the model's
     generation_config.json. Raises `MlcrtError`, for wrong settings `UsageError`.
 
@@ -261,11 +263,6 @@ class ChatModule:
         self.close()
 
 
-def _runs_here(compiled: Mapping[str, Any]) -> bool:
-    """Whether one of the compiled targets has a device on this machine."""
-    return any(name in compiled and module.probe().available for name, module in all_targets().items())
-
-
 def resolve_model(
     model: str | Path,
     quantization: str | None,
@@ -275,22 +272,39 @@ def resolve_model(
 ) -> Path:
     """The compiled folder for `model`, compiled now if it has to be: from its source, or for another target."""
     target = re.sub(r":\d+$", "", device)  # cuda:1 is the second device of target cuda
+    report = report or (lambda line: print(line, file=sys.stderr))
+    if is_package(model):
+        return _from_package(Path(model), quantization, target, report)
     for path in (Path(model), dist_root / model):
         if is_dist(path):
-            manifest = open_dist(path).manifest
+            dist = open_dist(path)
+            manifest = dist.manifest
             if quantization not in (None, manifest.get("quantization")):
                 raise UsageError(
                     f"{path} is compiled already, as {manifest.get('quantization')}; "
                     f"name the original model to have it as {quantization}."
                 )
-            name = target.partition(":")[0]
-            if name in manifest["targets"] or (name == "auto" and _runs_here(manifest["targets"])):
+            if has_library(dist, target):
                 return path
             model = path
             break
     from mlcrt.compile import ensure_compiled
 
-    report = report or (lambda line: print(line, file=sys.stderr))
     return Path(
         ensure_compiled(str(model), quantization=quantization, target=target, dist_root=dist_root, report=report)
     )
+
+
+def _from_package(model: Path, quantization: str | None, target: str, report: Callable[[str], None]) -> Path:
+    """The unpacked folder of a package that has a library for `target` that runs here. Nothing is compiled."""
+    dist = open_dist(unpacked(model, report))
+    have = dist.manifest.get("quantization")
+    if quantization not in (None, have):
+        raise UsageError(f"{model} is quantised as {have}; package the model as {quantization} to have it so.")
+    if not has_library(dist, target):
+        where = "" if target == "auto" else f" as {target}"
+        raise MlcrtError(
+            f"{model} has no library that this machine can run{where} (it has: {describe_slots(dist)}); package it"
+            f" again with one for it, such as --target {'cpu' if target == 'auto' else target}"
+        )
+    return dist.path

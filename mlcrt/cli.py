@@ -16,14 +16,14 @@ from mlcrt.errors import MlcrtError
 from mlcrt.version import __version__
 
 # Each is a module in mlcrt/commands with SUMMARY, EXAMPLES, add_arguments(parser) and run(args) -> exit code.
-VERBS = "chat", "serve", "compile", "convert", "bench", "eval", "devices"
+VERBS = "chat", "serve", "compile", "convert", "package", "info", "bench", "eval", "devices"
 
 _EXAMPLES = """examples:
   mlcrt chat HuggingFaceTB/SmolLM2-135M-Instruct
   mlcrt compile model.gguf --target cpu
   mlcrt bench dist/SmolLM2-135M-Instruct-q4f16_1 -p 512 -n 128
 
-MODEL is a Hugging Face id, a folder, a .gguf file, or a compiled folder under dist/.
+MODEL is a Hugging Face id, a folder, a .gguf file, a compiled folder under dist/, or a package.
 `mlcrt VERB --help` says more about one verb."""
 
 

@@ -2,9 +2,11 @@
 
     dist/NAME-QUANTIZATION/
         mlcrt.json  params-*.safetensors  tokenizer.json  tokenizer_config.json
-        TARGET/lib.so
+        TARGET/lib.so                      the library for a target, as compiled first
+        TARGET-ARCH/lib.so                 those for other architectures of it (lib.dll, lib.dylib for other systems)
 
-Folders appear whole: they are filled under a hidden name beside and renamed; mlcrt.json is replaced in one step.
+In mlcrt.json, "targets" maps a library's slot, TARGET or TARGET:ARCH, to its entry. Folders appear whole: they are
+filled under a hidden name beside and renamed; mlcrt.json is replaced in one step.
 """
 
 from __future__ import annotations
@@ -13,15 +15,14 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from mlcrt.errors import MlcrtError
 from mlcrt.models import DecoderConfig
+from mlcrt.scratch import locked, put_in_place, scratch_folder, sweep
 from mlcrt.version import __version__
 
 FORMAT = 1  # of mlcrt.json and the parameter files
@@ -94,7 +95,7 @@ def _damaged(file: Path) -> MlcrtError:
 
 
 def check_target(dist: Dist, target: str) -> dict:
-    """The manifest's entry for a target, after checking that its library fits the params and this runtime."""
+    """The manifest's entry of a slot, after checking that its library fits the params and this runtime."""
     entry = dist.manifest["targets"].get(target)
     again = f"compile again with mlcrt compile --target {target}"
     if entry is None:
@@ -157,31 +158,58 @@ def new_folder(path: Path) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        sweep(path.parent)
     except OSError as error:
         raise MlcrtError(f"{path} cannot be created: {error.strerror or error}") from None
     try:
-        os.chmod(beside, 0o755)
-        yield beside
-        put_in_place(beside, path)
+        with scratch_folder(path.parent, path.name) as beside:
+            yield beside
+            with locked(path.parent):
+                put_in_place(beside, path)
     except OSError as error:
         raise MlcrtError(f"{path} cannot be written: {error.strerror or error}; nothing was changed") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
-def put_in_place(beside: Path, path: Path, commit: Callable[[], None] = lambda: None) -> None:
-    """Rename folder `beside` to `path`. Whatever stops it before `commit` has returned leaves what was at `path`."""
-    old = beside.with_name(f"{beside.name}.old")
+@contextlib.contextmanager
+def new_library(dist: Dist, slot: str) -> Iterator[tuple[Path, dict]]:
+    """A hidden folder for a library's files, and an empty entry of the manifest, both for the block to fill.
+
+    If it succeeds, the folder replaces that of `slot` and the manifest has the entry. The manifest is read anew for
+    that: another process may have added a library to the same folder meanwhile.
+    """
+    place = dist.path / folder_of(slot)
     try:
-        if path.exists():
-            os.replace(path, old)
-        os.replace(beside, path)
-        commit()
-    except BaseException:  # an interrupt may have come between any two of these: look what was done
-        if not beside.exists():
-            os.replace(path, beside)
-        if old.exists():
-            os.replace(old, path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        sweep_libraries(dist)
+        with scratch_folder(dist.path, place.name) as beside:
+            entry: dict = {}
+            yield beside, entry
+            with locked(dist.path):
+                now = open_dist(dist.path)
+                if now.manifest["params"]["signature"] != dist.manifest["params"]["signature"]:
+                    raise MlcrtError(f"{dist.path} was converted anew while {slot} was compiled; compile it again")
+                now.manifest["targets"][slot] = entry
+                put_in_place(beside, place, now.save)
+                dist.manifest["targets"][slot] = entry
+    except OSError as error:
+        raise MlcrtError(f"{place} cannot be written: {error.strerror or error}; nothing was changed") from None
+
+
+def sweep_libraries(dist: Dist) -> None:
+    """Remove what broken-off compilations left in the folder; a library moved aside comes back if it is the one the
+    manifest means."""
+    entries = {folder_of(slot): entry for slot, entry in dist.manifest["targets"].items()}
+
+    def good(folder: Path, name: str) -> bool:
+        with contextlib.suppress(OSError, KeyError, TypeError):
+            return sha256(folder / Path(entries[name]["library"]).name) == entries[name]["sha256"]
+        return False
+
+    sweep(dist.path, good)
+    with contextlib.suppress(OSError), locked(dist.path) as sure:  # who writes the manifest holds this lock
+        for file in dist.path.glob(f".{MANIFEST}.*") if sure else ():
+            file.unlink()
+
+
+def folder_of(slot: str) -> str:
+    """The folder of a library: 'cpu:aarch64-linux' → 'cpu-aarch64-linux'."""
+    return slot.replace(":", "-")

@@ -49,6 +49,11 @@ def parse_target(text: str) -> tuple[str, str]:
 
 def parse_targets(text: str) -> list[tuple[str, str]]:
     """A comma-separated list; an architecture may itself have commas: 'cuda:sm_80,sm_90,cpu' is two targets."""
+    return [parse_target(f"{name}:{arch}" if arch else name) for name, arch in split_targets(text)]
+
+
+def split_targets(text: str) -> list[tuple[str, str]]:
+    """The (target, architecture) pairs of such a list as they stand there, auto too; UsageError for a wrong one."""
     groups: list[str] = []
     for part in (p.strip() for p in text.split(",")):
         if not part:
@@ -59,7 +64,13 @@ def parse_targets(text: str) -> list[tuple[str, str]]:
             groups.append(part)
     if not groups:
         raise UsageError(f"no target in '{text}': choose auto, {', '.join(_NAMES)}")
-    return [parse_target(group) for group in groups]
+    pairs = []
+    for group in groups:
+        name, _, arch = group.partition(":")
+        if name != "auto":
+            parse_target(group)
+        pairs.append((name, arch))
+    return pairs
 
 
 def host_machine() -> str:

@@ -29,7 +29,7 @@ _SAMPLING = [
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """MODEL and how to load it."""
-    parser.add_argument("model", metavar="MODEL", help="Hugging Face id, folder, .gguf file or compiled folder")
+    parser.add_argument("model", metavar="MODEL", help="Hugging Face id, folder, .gguf file, compiled folder, package")
     parser.add_argument("--quantization", metavar="Q", help=f"if it has to be compiled first: {SCHEMES}")
     parser.add_argument(
         "--device", default="auto", metavar="D", help="where to run, see `mlcrt devices` (default: auto)"

@@ -1,26 +1,40 @@
-"""`mlcrt compile`: a dist folder's decoder → one library per target inside it."""
+"""`mlcrt compile`: a dist folder's decoder → one library per target and architecture inside it."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from mlcrt.dist import LIBRARY_ABI, Dist, check_target, is_dist, open_dist, put_in_place, sha256
-from mlcrt.errors import MlcrtError
+from mlcrt.dist import (
+    LIBRARY_ABI,
+    MANIFEST,
+    Dist,
+    check_target,
+    folder_of,
+    is_dist,
+    new_library,
+    open_dist,
+    sha256,
+    write_json,
+)
+from mlcrt.errors import MlcrtError, UsageError
 from mlcrt.quant.model import converted, float_kind, silent
 from mlcrt.quant.scheme import SCHEMES
+from mlcrt.scratch import sweep
+from mlcrt.select import has_library, pick, slot_for
 from mlcrt.targets import all_targets, parse_target, parse_targets
+from mlcrt.targets.platforms import DEFAULT, platform_of
+from mlcrt.unpack import is_package
 from mlcrt.version import __version__
 
 from .interrupt import keep_interrupts
 
 OBJECT_SPACE = 32 << 20  # bytes that a library and its objects surely fit; they take about 1 MB
 Report = Callable[[str], None]
+Progress = Callable[[str, str, float], None]  # slot, phase, share of the phases done
 
 
 def compile_model(
@@ -33,17 +47,40 @@ def compile_model(
     check: bool = False,
     report: Report = silent,
     dist_root: Path = Path("dist"),
+    progress: Progress | None = None,
+    jobs: int | None = None,
 ) -> Path:
-    """Convert `model` unless that is done, and compile it for every target of the comma-separated list; the folder."""
-    chosen = parse_targets(targets)
-    folder = _dist_folder(model, quantization, out, dist_root, report)
-    for name, arch in chosen:
-        compile_target(open_dist(folder), name, arch, dump_ir, context, report)
-        if check:
-            from .check import check_target_numerics
+    """Convert `model` unless that is done, and compile it for every target of the comma-separated list; the folder.
 
-            check_target_numerics(open_dist(folder), name, report)
+    Several targets are compiled side by side, each in a process of its own, at most `jobs` at once (default: one per
+    core). The libraries that succeed stay when another fails; MlcrtError then says which did and which did not.
+    `progress` replaces the reported lines about phases.
+    """
+    chosen = parse_targets(targets)
+    if is_package(model):
+        raise UsageError(f"{model} is a package, which is only run; compile the folder or the model it was made from")
+    folder = _dist_folder(model, quantization, out, dist_root, report)
+    sweep(folder.parent)
+    planned = _plan(open_dist(folder), chosen)
+    if len(planned) == 1:
+        ((slot, (name, arch)),) = planned.items()
+        compile_target(open_dist(folder), name, arch, dump_ir, context, report, check, slot, progress)
+    else:
+        from .parallel import compile_slots
+
+        compile_slots(folder, planned, dump_ir, context, check, report, progress, jobs)
     return folder
+
+
+def _plan(dist: Dist, chosen: list[tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """Slot → (target, architecture as typed), each once."""
+    modules, targets, planned = all_targets(), dict(dist.manifest["targets"]), {}
+    for name, arch in chosen:
+        attributes = modules[name].attributes(arch)
+        slot = slot_for(targets, name, attributes)
+        targets[slot] = {"arch": attributes.name}
+        planned[slot] = (name, arch)
+    return planned
 
 
 def ensure_compiled(
@@ -57,9 +94,10 @@ def ensure_compiled(
     name, arch = parse_target(target)
     folder = _dist_folder(model, quantization, None, dist_root, report)
     dist = open_dist(folder)
-    if name in dist.manifest["targets"]:
+    wanted = f"{name}:{arch}" if arch else name
+    if has_library(dist, wanted):
         try:
-            check_target(dist, name)
+            check_target(dist, pick(dist, wanted))
             return folder
         except MlcrtError as error:
             if is_dist(Path(model)):
@@ -87,8 +125,14 @@ def compile_target(
     dump_ir: Path | None = None,
     context: int | None = None,
     report: Report = silent,
-) -> None:
-    """Compile an opened folder for one target; its library and its entry in the manifest replace those there."""
+    check: bool = False,
+    slot: str | None = None,
+    progress: Progress | None = None,
+) -> str:
+    """Compile an opened folder for one target; the slot. Its library and its entry in the manifest replace those there.
+
+    With `check` they do only if the library computes what the reference does.
+    """
     import tvm
 
     if tvm.base._RUNTIME_ONLY:
@@ -96,37 +140,49 @@ def compile_target(
             "this installation has TVM's runtime only (or TVM_USE_RUNTIME_LIB is set), and compiling needs its"
             " compiler; install apache-tvm whole, or compile elsewhere and copy the folder"
         )
-    from .pipeline import compile_decoder
+    from .pipeline import compile_decoder, phases
 
     started = time.perf_counter()
     target = all_targets()[name]
     attributes = target.attributes(arch)
+    slot = slot or slot_for(dist.manifest["targets"], name, attributes)
+    if check:
+        from .check import require_checkable
+
+        require_checkable(name, getattr(attributes, "platform", DEFAULT))
     library = target.library(attributes, attributes.kv_dtype(float_kind(dist)))
     schemes = dist.manifest["schemes"]
+    total = len(phases(library)) + (3 if check else 2)
+    done = []
 
     def scheme_of(parameter: str):
         return SCHEMES[schemes[parameter]].row_major()
 
+    def phase(text: str) -> None:
+        if progress is None:
+            report(f"compiling for {name} ({attributes.name}): {text}")
+        else:
+            progress(slot, text, len(done) / total)
+        done.append(text)
+
     executable, parameters, workspace = compile_decoder(
-        dist.config,
-        scheme_of,
-        tvm.target.Target(attributes.tvm_target()),
-        library,
-        dump_ir,
-        lambda phase: report(f"compiling for {name} ({attributes.name}): {phase}"),
+        dist.config, scheme_of, tvm.target.Target(attributes.tvm_target()), library, dump_ir, phase
     )
-    with _target_folder(dist, name) as building:
+    with new_library(dist, slot) as (building, entry):
+        phase("link")
         _require_space(building, OBJECT_SPACE)
-        file = building / "lib.so"
+        file = building / getattr(attributes, "library_file", "lib.so")
         with tempfile.TemporaryDirectory(dir=building) as objects:
             executable.export_library(str(file), workspace_dir=objects, **target.export_options(attributes))
-        entry = {
-            "library": f"{name}/{file.name}",
+        entry |= {
+            "library": f"{folder_of(slot)}/{file.name}",
             "sha256": sha256(file),
+            "bytes": file.stat().st_size,
             "signature": dist.manifest["params"]["signature"],
             "abi": LIBRARY_ABI,
             "mlcrt": __version__,
             "tvm": tvm.__version__,
+            "platform": platform_of(file),
             "arch": attributes.name,
             "features": list(attributes.features),
             "parameters": [p[0] for p in parameters],
@@ -138,29 +194,28 @@ def compile_target(
             "workspace_bytes": workspace,
             "batch": library.batch,
         }
-        dist.manifest["targets"][name] = entry
+        if check:
+            phase("check")
+            _check(dist, slot, building, entry, report)
+    if progress is not None:
+        progress(slot, "done", 1.0)
     from mlcrt.runtime.memory import plan_memory
 
     report(f"compiled {dist.path / entry['library']} in {time.perf_counter() - started:.1f} s")
     report(plan_memory(dist, entry, context).text())
+    return slot
 
 
-@contextlib.contextmanager
-def _target_folder(dist: Dist, name: str) -> Iterator[Path]:
-    """Fill a folder beside; it replaces dist/name, and the manifest is saved, when the block succeeds."""
-    place = dist.path / name
-    try:
-        beside = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=dist.path))
-    except OSError as error:
-        raise MlcrtError(f"{dist.path} cannot be written: {error.strerror or error}") from None
-    try:
-        os.chmod(beside, 0o755)
-        yield beside
-        put_in_place(beside, place, dist.save)
-    except OSError as error:
-        raise MlcrtError(f"{place} cannot be written: {error.strerror or error}; nothing was changed") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+def _check(dist: Dist, slot: str, building: Path, entry: dict, report: Report) -> None:
+    """Check a library that is not in its place yet: for that its hidden folder is a dist of the same parameters."""
+    from .check import check_target_numerics
+
+    params = dist.manifest["params"]
+    params = {**params, "files": [str((dist.path / file).resolve()) for file in params["files"]]}
+    targets = {slot: {**entry, "library": Path(entry["library"]).name}}
+    write_json(building / MANIFEST, {**dist.manifest, "params": params, "targets": targets})
+    check_target_numerics(dist, slot, report, built=building)
+    (building / MANIFEST).unlink()
 
 
 def _require_space(folder: Path, size: int) -> None:

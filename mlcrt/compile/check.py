@@ -7,8 +7,8 @@ Whether the quantised weights resemble the checkpoint's is another question (`ml
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,41 +21,56 @@ from mlcrt.quant.convert import BLOCK_ELEMENTS, Plan, stored_specs
 from mlcrt.quant.pack import unpack_rows
 from mlcrt.quant.params import ParamsWriter, read_params
 from mlcrt.quant.scheme import SCHEMES
-from mlcrt.targets import all_targets
+from mlcrt.scratch import scratch_folder
+from mlcrt.targets import all_targets, host_machine
+from mlcrt.targets.platforms import DEFAULT, foreign
 
 REFERENCE = "cpu"
-REFERENCE_ARCH = "x86-64-v2"  # every x86-64 in use has it, and its code is the plainest: 4 lanes, no fused multiply-add
+# Every x86-64 in use has the level, and its code is the plainest: 4 lanes, no fused multiply-add
+REFERENCE_ARCH = "x86-64-v2" if host_machine() == "x86_64" else "aarch64"
 # Largest error of a logit in standard deviations of the logits, by the type of the KV cache
 BOUNDS = {"float32": 5e-4, "float16": 2e-2}
 PREFILLS = (1, 7, 33, 17)  # tokens of one prefill each, so that chunks begin and end inside blocks of the cache
 DECODES = 14
 
 
-def check_target_numerics(dist: Dist, target: str, report: Callable[[str], None]) -> float:
-    """Compare the library of `target` in `dist` with the reference; the largest error in units of the logits' std.
+def require_checkable(target: str, platform: str = DEFAULT) -> None:
+    """MlcrtError unless a library for `target` with host code for `platform` can run on this machine."""
+    probed, elsewhere = all_targets()[target].probe(), foreign({"platform": platform})
+    reason = f"the library {elsewhere}" if elsewhere else probed.reason
+    if elsewhere or not probed.available:
+        raise MlcrtError(f"{target} cannot be checked here: {reason}; run without --check")
+
+
+def check_target_numerics(dist: Dist, slot: str, report: Callable[[str], None], built: Path | None = None) -> float:
+    """Compare the library of `slot` in `dist` with the reference; the largest error in units of the logits' std.
+
+    `built` is a folder that has the library and the parameters of `dist` before the library is in its place.
 
     The text is fixed: prefills of uneven length, then single tokens, then the first tokens scored at once. Raises
     MlcrtError if the target is not on this machine, if the error is above BOUNDS, and if the token that the library
     chooses is not the largest of its own logits.
     """
-    probed = all_targets()[target].probe()
-    if not probed.available:
-        raise MlcrtError(f"{target} cannot be checked here: {probed.reason}; run without --check")
+    entry = open_dist(built or dist.path).manifest["targets"][slot]
+    require_checkable(slot.partition(":")[0], entry.get("platform", DEFAULT))
     tokens = fixed_tokens(dist)
-    bound = BOUNDS[dist.manifest["targets"][target]["kv_dtype"]]
-    report(f"checking {target}: running {len(tokens)} tokens")
-    got = trace(dist.path, target, tokens)
-    with tempfile.TemporaryDirectory(prefix=f".{dist.path.name}.check.", dir=dist.path.parent) as scratch:
-        report(f"checking {target}: building the float32 reference")
-        reference = build_reference(dist, Path(scratch))
+    bound = BOUNDS[entry["kv_dtype"]]
+    report(f"checking {slot}: running {len(tokens)} tokens")
+    try:
+        got = trace(built or dist.path, slot, tokens)
+    except MlcrtError as error:
+        raise type(error)(str(error).replace(str(built), str(dist.path)) if built else str(error)) from None
+    with _scratch(dist) as scratch:
+        report(f"checking {slot}: building the float32 reference")
+        reference = build_reference(dist, scratch)
         expected = trace(reference, REFERENCE, tokens)
     rows = np.abs(got - expected).max(axis=1) / expected.std()
     # Where experts are routed, a near tie between two may fall either way and change that row: half of the rows count.
     error = float(np.median(rows) if dist.config.moe else rows.max())
     figure = f"{error:.1e} of the logits' standard deviation from the CPU in float32 (at most {bound:g} is right)"
     if not error <= bound:  # not a number is wrong too
-        raise MlcrtError(f"{dist.path}: the library for {target} computes wrong results: its logits are {figure}")
-    report(f"checked {target}: logits are within {figure}")
+        raise MlcrtError(f"{dist.path}: the library for {slot} computes wrong results: its logits are {figure}")
+    report(f"checked {slot}: logits are within {figure}")
     return error
 
 
@@ -112,6 +127,15 @@ def build_reference(dist: Dist, folder: Path) -> Path:
         raise MlcrtError(f"{folder} cannot be written for --check: {error.strerror or error}") from None
     compile_target(open_dist(folder), REFERENCE, REFERENCE_ARCH)
     return folder
+
+
+@contextlib.contextmanager
+def _scratch(dist: Dist) -> Iterator[Path]:
+    try:
+        with scratch_folder(dist.path.parent, f"{dist.path.name}.check") as folder:
+            yield folder
+    except OSError as error:
+        raise MlcrtError(f"{dist.path.parent} cannot be written for --check: {error.strerror or error}") from None
 
 
 def _require_space(folder: Path, specs: list) -> None:

@@ -15,7 +15,8 @@ from mlcrt.dist import check_target, open_dist, signature
 from mlcrt.errors import MlcrtError
 from mlcrt.quant.params import read_params
 from mlcrt.quant.scheme import SCHEMES
-from mlcrt.targets import all_targets, parse_target
+from mlcrt.select import pick
+from mlcrt.targets import all_targets
 
 from .memory import plan_memory
 from .session import read_session, write_session
@@ -32,15 +33,10 @@ class LoadedModel:
 
     def __init__(self, dist: Path, device: str = "auto", context: int | None = None, sequences: int = 1):
         opened = open_dist(dist)
-        name = self._pick(opened, device)
-        entry = check_target(opened, name)
+        slot = pick(opened, device)
+        entry = check_target(opened, slot)
+        name = slot.partition(":")[0]
         target = all_targets()[name]
-        missing = target.missing_features(entry["features"])
-        if missing:
-            raise MlcrtError(
-                f"{opened.path / entry['library']} was compiled for {entry['arch']} and this machine lacks"
-                f" {', '.join(missing)}; compile it here with mlcrt compile --target {name}"
-            )
         self.manifest, self.config, self.device = opened.manifest, opened.config, name
         self.chunk: int = entry["chunk"]
         self.score_chunk: int = entry["score_chunk"]
@@ -73,18 +69,6 @@ class LoadedModel:
         self._params = runtime.bundle(self._read_params(opened))
         self._allocate(library)
         runtime.reserve(0)
-
-    @staticmethod
-    def _pick(opened, device: str) -> str:
-        """The target to run on: as named, or the best compiled one that this machine has."""
-        if device != "auto":
-            return parse_target(device)[0]
-        compiled = opened.manifest["targets"]
-        for name, module in all_targets().items():
-            if name in compiled and module.probe().available:
-                return name
-        have = ", ".join(compiled) or "none"
-        raise MlcrtError(f"{opened.path} has no library that this machine can run (it has: {have}); run mlcrt compile")
 
     def _read_params(self, opened) -> list:
         stored = opened.manifest["params"]

@@ -1,4 +1,4 @@
-"""The CPU: x86-64 at a chosen feature level (https://gitlab.com/x86-psABIs/x86-64-ABI, micro-architecture levels)."""
+"""CPUs: x86-64 at a feature level (https://gitlab.com/x86-psABIs/x86-64-ABI) and ARM64, on Linux, Windows and macOS."""
 
 from __future__ import annotations
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from mlcrt.errors import UsageError
 from mlcrt.targets import host_machine
+from mlcrt.targets.platforms import DEFAULT, PLATFORMS, host_platform, host_system
 
 # Flags as Linux prints them in /proc/cpuinfo → the name LLVM gives the feature.
 _LEVELS = {
@@ -32,11 +34,16 @@ _EXTRAS = {
     "avx512_bf16": "avx512bf16", "avx512_fp16": "avx512fp16", "avx_vnni": "avxvnni", "gfni": "gfni", "vaes": "vaes",
     "vpclmulqdq": "vpclmulqdq", "amx_tile": "amx-tile", "amx_int8": "amx-int8", "amx_bf16": "amx-bf16",
 }  # fmt: skip
+SYSTEMS = ("linux", "windows", "macos")
+NAMES = (*_LEVELS, "aarch64", "aarch64-linux", "aarch64-macos", *(f"{level}-windows" for level in _LEVELS))
 
 
 @dataclass(frozen=True)
 class CpuArch:
-    """name: what the user typed, resolved; features: cpuinfo flags the library needs; lanes: float32 per register."""
+    """name: what the user typed, resolved; features: cpuinfo flags the library needs; lanes: float32 per register.
+
+    level: LLVM's name of the CPU; platform: a key of PLATFORMS.
+    """
 
     name: str
     level: str
@@ -44,35 +51,64 @@ class CpuArch:
     llvm_features: tuple[str, ...]
     lanes: int
     registers: int
+    platform: str = DEFAULT
 
     @property
     def native_f16(self) -> bool:
-        """Whether float16 loads convert in hardware (F16C)."""
-        return "f16c" in self.features
+        """Whether float16 loads convert in hardware (F16C; every ARM64 can)."""
+        return "f16c" in self.features or self.platform.startswith("aarch64")
+
+    @property
+    def library_file(self) -> str:
+        return PLATFORMS[self.platform].library
+
+    @property
+    def cross(self) -> bool:
+        """Whether this is for another system than the one that compiles."""
+        return self.platform != host_platform()
 
     def kv_dtype(self, wanted: str) -> str:
-        """float16 KV needs F16C; without it the cache stays float32."""
+        """float16 KV needs the conversion in hardware; without it the cache stays float32."""
         return wanted if self.native_f16 else "float32"
 
     def tvm_target(self) -> dict:
         mattr = [f"+{f}" for f in self.llvm_features]
         if self.lanes == 16:
             mattr.append("-prefer-256-bit")  # LLVM's v4 tuning would split the 512-bit vectors the kernels ask for
-        return {"kind": "llvm", "mtriple": "x86_64-unknown-linux-gnu", "mcpu": self.level, "mattr": mattr}
+        return {"kind": "llvm", "mtriple": PLATFORMS[self.platform].triple, "mcpu": self.level, "mattr": mattr}
 
 
 def attributes(arch: str = "") -> CpuArch:
-    """'' (the highest level this machine has), 'native' (every feature it has) or a level by name."""
-    if host_machine() != "x86_64" and arch in ("", "native"):
-        raise UsageError(f"this {host_machine()} machine is not supported as a CPU target yet: name cpu:x86-64-v3")
-    flags = host_flags()
+    """'' (the highest level this machine has), 'native' (every feature it has), or a name of NAMES, cross or not.
+
+    A name without a system (aarch64) is for the system of this machine.
+    """
     if arch in ("", "native"):
-        level = _highest_level(flags)
-        extras = {f: n for f, n in _EXTRAS.items() if f in flags} if arch == "native" else {}
-        return _describe("native" if extras else level, level, extras)
-    if arch in _LEVELS:
-        return _describe(arch, arch, {})
-    raise UsageError(f"unknown CPU architecture '{arch}': choose native, {', '.join(_LEVELS)}")
+        return _here(arch)
+    level, _, system = arch.rpartition("-")
+    if system not in SYSTEMS:
+        level, system = arch, host_system()
+    machine = "aarch64" if level == "aarch64" else "x86_64" if level in _LEVELS else None
+    if machine is None:
+        raise UsageError(f"unknown CPU architecture '{arch}': choose native, {', '.join(NAMES)}")
+    platform = f"{machine}-{system}"
+    if platform not in PLATFORMS:
+        have = ", ".join(p.text for p in PLATFORMS.values())
+        raise UsageError(f"CPU architecture '{arch}' would be for {machine} {system}: there is {have}")
+    return _arm64(platform) if machine == "aarch64" else _x86_64(level, {}, platform)
+
+
+def _here(arch: str) -> CpuArch:
+    """The best for this machine."""
+    platform = host_platform()
+    if platform not in PLATFORMS:
+        raise UsageError(f"this machine ({platform}) is no CPU target: name another, such as cpu:aarch64-linux")
+    if host_machine() == "aarch64":
+        return _arm64(platform)
+    flags = host_flags()
+    level = _highest_level(flags)
+    extras = {f: n for f, n in _EXTRAS.items() if f in flags} if arch == "native" else {}
+    return _x86_64(level, extras, platform)
 
 
 def missing_features(features: list[str]) -> list[str]:
@@ -81,7 +117,7 @@ def missing_features(features: list[str]) -> list[str]:
     return [f for f in features if f not in flags]
 
 
-def _describe(name: str, level: str, extras: dict[str, str]) -> CpuArch:
+def _x86_64(level: str, extras: dict[str, str], platform: str) -> CpuArch:
     needed: dict[str, str] = {}
     for each, features in _LEVELS.items():
         needed.update(features)
@@ -89,7 +125,21 @@ def _describe(name: str, level: str, extras: dict[str, str]) -> CpuArch:
             break
     needed.update(extras)
     lanes = {"x86-64-v4": 16, "x86-64-v3": 8}.get(level, 4)
-    return CpuArch(name, level, tuple(needed), tuple(needed.values()), lanes, 32 if lanes == 16 else 16)
+    name = _named("native" if extras else level, platform)
+    return CpuArch(
+        name, level, tuple(needed), tuple(needed.values()), lanes, 32 if lanes == 16 else 16, platform
+    )
+
+
+def _arm64(platform: str) -> CpuArch:
+    """Armv8.0-A with NEON, which every 64-bit ARM has: 32 registers of 4 lanes. Macs begin with the M1."""
+    cpu = "apple-m1" if platform.endswith("macos") else "generic"
+    return CpuArch(f"aarch64-{platform.split('-')[1]}", cpu, (), ("neon",), 4, 32, platform)
+
+
+def _named(level: str, platform: str) -> str:
+    """x86-64 Linux, the first there was, goes without its system."""
+    return level if platform == DEFAULT else f"{level}-{platform.split('-')[1]}"
 
 
 def _highest_level(flags: frozenset[str]) -> str:
@@ -103,7 +153,11 @@ def _highest_level(flags: frozenset[str]) -> str:
 
 @lru_cache(maxsize=1)
 def host_flags() -> frozenset[str]:
-    """The flags line of /proc/cpuinfo; empty where there is none (then only the base level is sure)."""
+    """The flags line of /proc/cpuinfo, or what Windows tells; empty elsewhere (then only the base level is sure)."""
+    if host_system() == "windows":
+        import ctypes
+
+        return windows_flags(ctypes.windll.kernel32.IsProcessorFeaturePresent)
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("flags"):
@@ -111,3 +165,17 @@ def host_flags() -> frozenset[str]:
     except OSError:
         pass
     return frozenset()
+
+
+def windows_flags(present: Callable[[int], int]) -> frozenset[str]:
+    """Flags of the levels that a Windows machine has, by its IsProcessorFeaturePresent.
+
+    It knows SSE4.2 (38), AVX2 (40) and AVX512F (41): https://learn.microsoft.com/windows/win32/api/processthreadsapi.
+    Each came with the rest of its level in every processor that Windows 10 and later run on.
+    """
+    flags: set[str] = set()
+    for level, number in (("x86-64-v2", 38), ("x86-64-v3", 40), ("x86-64-v4", 41)):
+        if not present(number):
+            break
+        flags.update(_LEVELS[level])
+    return frozenset(flags)

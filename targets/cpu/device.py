@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mlcrt.targets import ProbeResult, host_machine
+from mlcrt.errors import UsageError
+from mlcrt.targets import ProbeResult
 from mlcrt.targets.device import DeviceRuntime
 
 from .architecture import attributes, host_flags
@@ -18,7 +19,10 @@ ALIGNMENT = 64  # what generated code assumes of every buffer
 
 def probe() -> ProbeResult:
     """One device: model name, usable cores, memory, feature level."""
-    level = attributes("").level if host_machine() == "x86_64" else host_machine()
+    try:
+        level = attributes("").name
+    except UsageError as error:
+        return ProbeResult(False, [], str(error))
     device = {
         "id": "cpu",
         "name": _model_name(),

@@ -21,9 +21,9 @@ from mlcrt.targets.cpu import attributes, missing_features
 PROMPT = [5, 17, 250, 3, 99, 42, 42, 7, 120, 64, 11, 12, 13, 280, 299, 0, 1, 2]
 
 
-def generate(folder, count: int = 12) -> list[int]:
+def generate(folder, count: int = 12, device: str = "cpu") -> list[int]:
     """Greedy tokens after PROMPT."""
-    engine = Engine(folder, "cpu")
+    engine = Engine(folder, device)
     try:
         tokens = [int(engine.prefill(PROMPT).argmax())]
         while len(tokens) < count:
@@ -136,17 +136,17 @@ def test_every_level_gives_the_same_tokens(private, compiled, level):
     expected = generate(compiled("q4f32_1"))
     folder = private("q4f32_1")
     compile_model(folder, None, f"cpu:{level}")
-    entry = open_dist(folder).manifest["targets"]["cpu"]
+    entry = open_dist(folder).manifest["targets"][f"cpu:{level}"]
     assert entry["arch"] == level and set(attributes(level).features) == set(entry["features"])
-    assert generate(folder) == expected
+    assert generate(folder, device=f"cpu:{level}") == expected
     assert len(set(expected)) > 3
 
 
 def test_a_level_without_half_conversion_keeps_a_float32_cache(private):
     folder = private("q4f16_1")
     compile_model(folder, None, "cpu:x86-64-v2")
-    assert open_dist(folder).manifest["targets"]["cpu"]["kv_dtype"] == "float32"
-    assert len(generate(folder)) == 12
+    assert open_dist(folder).manifest["targets"]["cpu:x86-64-v2"]["kv_dtype"] == "float32"
+    assert len(generate(folder, device="cpu:x86-64-v2")) == 12
 
 
 def test_a_machine_without_the_features_refuses(private):
