@@ -19,7 +19,7 @@ from types import ModuleType
 
 from mlcrt.errors import UsageError
 
-_NAMES = ("cuda", "cpu")  # best first
+_NAMES = ("cuda", "rocm", "cpu")  # best first
 
 
 @dataclass(frozen=True)

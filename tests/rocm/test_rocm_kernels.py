@@ -90,7 +90,7 @@ def test_wmma_from_a_linked_file():
     a, b = halves(64, 16, 16), halves(64, 16, 16)
     c = RNG.normal(size=(64, 32, 8)).astype(np.float32)
     before = c.copy()
-    report = execute(K.wmma, (64,), (32,), {"A": a, "B": b, "C": c}, libraries=["wmma"])
+    report = execute(K.wmma, (64,), (32,), {"A": a, "B": b, "C": c})
     product = np.einsum("gik,gjk->gij", singles(a), singles(b))
     lane, register = np.meshgrid(np.arange(32), np.arange(8), indexing="ij")
     np.testing.assert_allclose(c - before, product[:, 2 * register + lane // 16, lane % 16], rtol=1e-4, atol=1e-4)
