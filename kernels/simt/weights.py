@@ -24,8 +24,8 @@ class Rows:
         self.words = columns if scheme.is_float else groups * scheme.group // scheme.per_word
         self.padded = self.words * self.per_word
         # 16 bytes where the row allows, and never across groups: a load has one scale
-        widest = 4 if scheme.is_float else min(4, scheme.group // scheme.per_word)
-        self.per_lane = next(v for v in (4, 2, 1) if v <= widest and self.words % v == 0)
+        widest = 128 // scheme.bits if scheme.is_float else min(4, scheme.group // scheme.per_word)
+        self.per_lane = next(v for v in (8, 4, 2, 1) if v <= widest and self.words % v == 0)
 
     def values(self, stored, row, word) -> list:
         """The per_word float32 codes (or the plain weight) of one stored word at index `word`."""

@@ -30,9 +30,12 @@ from .architecture import CHIPS, CODE_OBJECT, Chip, chip_target
 from .bundle import bundle
 
 _FOLDER = Path(__file__).parent / "llvm"
-_NOISE = re.compile(rb"^\[[\d:]+\] \S+(target_kind|codegen_amdgpu)\.cc:\d+: Warning: .*(ROCm version|number of threads)")
+_NOISE = re.compile(
+    rb"^\[[\d:]+\] \S+(target_kind|codegen_amdgpu)\.cc:\d+: Warning: .*(ROCm version|number of threads)"
+)
 _state = {"libraries": (), "mend": True, "object": b"", "others": None}
 _listings: dict[str, dict[str, str]] = {}
+_tags: dict[str, dict[str, list[str]]] = {}
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,11 @@ def listings(module) -> dict[str, str]:
     for imported in module.imports:
         found.update(listings(imported))
     return found
+
+
+def launch_tags(module) -> dict[str, list[str]]:
+    """Per kernel of a built ROCm module what its launch arguments after the kernel's own mean: blockIdx.x …"""
+    return _tags[module.inspect_source("asm")]
 
 
 def _by_text(text: str) -> dict[str, str]:
@@ -108,6 +116,8 @@ def _build(mod, wanted):
             if chip is not chips[0]:
                 others[chip.name] = _state["object"]
     texts = {chip.name: texts[chip.name] for chip in chips}
+    tags = {var.name_hint: list(map(str, f.attrs["tirx.kernel_launch_params"])) for var, f in mod.functions_items()}
+    _tags[texts[chips[0].name]] = tags
     _listings[hashlib.sha256(_state["object"]).hexdigest()] = texts
     return module
 
@@ -122,14 +132,14 @@ def _using(libraries: Sequence[str], others: tuple | None):
     old = {k: v for k, v in _state.items() if k != "object"}
     _state.update(libraries=[str(_FOLDER / f"{n}.ll") for n in libraries], others=others)
     try:
-        with _quiet():
+        with quiet():
             yield
     finally:
         _state.update(old)
 
 
 @contextmanager
-def _quiet():
+def quiet():
     """Drop two warnings of TVM's about a ROCm installation that is neither there nor needed; keep everything else."""
     with tempfile.TemporaryFile() as kept:
         sys.stderr.flush()
@@ -159,7 +169,7 @@ def stock_barriers():
 
 def target(arch: str = "gfx1100", code_object: int = CODE_OBJECT) -> tvm.target.Target:
     """The TVM target of one chip."""
-    with _quiet():
+    with quiet():
         device = chip_target(CHIPS[arch], CHIPS[arch].lanes, code_object, (CHIPS[arch],))
         return tvm.target.Target(device, host={"kind": "llvm"})
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from tvm import tirx
-from tvm.script.ir_builder import tirx as T
 
 from mlcrt.kernels.simt import Library, Machine, Tiles
 
