@@ -291,8 +291,9 @@ class _Activations(_Staged):
     def stage(self, word, values: list) -> None:
         total = Register(T.float32(0))
         for j, value in enumerate(values):
-            T.buffer_store(self.x, tirx.Cast(self.k.op.scheme.dtype, value), [j, word])
-            total.add(value)
+            stored = T.bind(tirx.Cast(self.k.op.scheme.dtype, value))
+            T.buffer_store(self.x, stored, [j, word])
+            total.add(tirx.Cast("float32", stored))  # of what is multiplied: rounding must not act as an offset
         if self.sums is not None:
             T.buffer_store(self.sums, total.get(), [word])
 

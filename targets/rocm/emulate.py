@@ -15,8 +15,7 @@ import tvm
 import tvm_ffi
 
 from . import assembly
-from .architecture import CODE_OBJECT, chip_target
-from .architecture import CHIPS as _CHIPS
+from .architecture import CHIPS, CODE_OBJECT, chip_target
 from .emulator import Launch, Memory, Program, Report, Unwritten
 
 _ROCM = 10  # DLPack's kDLROCM
@@ -33,7 +32,7 @@ class Emulated:
 
     def __init__(self, function, arch: str = "gfx1100", lanes: int | None = None):
         name = f"emulated{next(_numbers)}"
-        chip = _CHIPS[arch]
+        chip = CHIPS[arch]
         with assembly.quiet():
             target = tvm.target.Target(
                 chip_target(chip, lanes or chip.lanes, CODE_OBJECT, (chip,)), host={"kind": "llvm"}

@@ -38,8 +38,9 @@ class Launch:
     grid, block: workgroups and threads per workgroup in x, y, z. args: values by argument name, or in the order of the
     kernel's arguments: an ndarray (a buffer, updated in place), Unwritten(array), a mapped Buffer or an int address of
     `memory`, or a number for a by-value argument (an int, or a NumPy scalar of the argument's size); or bytes: the
-    visible arguments packed as a driver packs them. lds: bytes of dynamic LDS. memory: an address space to use; with None the launch has its own. batch_waves: how many waves run
-    together; step_limit: instructions after which a batch counts as stuck.
+    arguments packed as a driver takes them. lds: bytes of dynamic LDS. memory: an address space to use; with None the
+    launch has its own. batch_waves: how many waves run together; step_limit: instructions after which a batch counts as
+    stuck.
     """
 
     def __init__(self, program: Program, kernel: str, grid: Sequence[int], block: Sequence[int],
