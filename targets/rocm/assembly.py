@@ -97,6 +97,38 @@ def _barrier(call):
     return call
 
 
+def _without_aliases(mod):
+    """Give buffers that StorageRewrite made share an allocation the allocation's own name.
+
+    TVM's LLVM code generator for GPUs takes the address of such an alias to be undefined, and the kernel then writes to
+    whatever address a register happens to hold. The emulator finds this as an access out of bounds.
+    """
+
+    def direct(function):
+        owners = {}
+
+        def note(declaration):
+            alias, data = declaration.buffer, declaration.data
+            if isinstance(data, tirx.Var) or not str(alias.scope()).startswith("shared"):
+                return
+            owner = data.args[0]
+            if owner.dtype != alias.dtype:
+                raise MlcrtError(f"{alias.dtype} and {owner.dtype} share LDS, which TVM's code generator mixes up")
+            owners[hash(alias)] = owners.get(hash(owner), owner)
+
+        def drop(declaration):
+            known = any(declaration.buffer.same_as(owner) for owner in owners.values())
+            return tirx.Evaluate(0) if known else declaration
+
+        tvm_ffi.structural_walk(function.body, (tirx.DeclBuffer, note), order="pre")
+        if not owners:
+            return function
+        rename = (tirx.Var, lambda var: owners.get(hash(var), var))
+        return function.with_body(tvm_ffi.structural_map(function.body, [rename, (tirx.DeclBuffer, drop)]))
+
+    return tvm.IRModule({var: direct(function) for var, function in mod.functions_items()}, attrs=mod.attrs)
+
+
 _stock_build = tvm_ffi.get_global_func("target.build.rocm")
 
 
@@ -108,6 +140,7 @@ def _build(mod, wanted):
     version = next((int(k[3:]) for k in keys if re.fullmatch(r"cov\d", k)), CODE_OBJECT)
     lanes = int(wanted.attrs["thread_warp_size"])
     texts, others = {}, {}
+    mod = _without_aliases(mod)
     for chip in (*chips[1:], chips[0]):  # the module that is kept comes last, with what the others made
         target = tvm.target.Target(chip_target(chip, lanes, version))
         with _using(_files(chip, version), (chip.name, others) if others and chip is chips[0] else None):
