@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", type=options.positive, metavar="N", help="context of the printed memory plan")
     parser.add_argument("--dump-ir", type=Path, metavar="DIR", help="write the module after every phase there")
     parser.add_argument("--check", action="store_true", help="compare the result with the q0f32 build on the CPU")
+    parser.add_argument("--report", action="store_true", help="a table of every kernel's registers, LDS and loads")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
         context=args.context,
         check=args.check,
         report=options.report,
+        table=options.report_rows if args.report else None,
     )
     print(dist)
     return 0

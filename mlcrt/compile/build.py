@@ -21,6 +21,7 @@ from .interrupt import keep_interrupts
 
 OBJECT_SPACE = 32 << 20  # bytes that a library and its objects surely fit; they take about 1 MB
 Report = Callable[[str], None]
+Table = Callable[[str, list[dict]], None]
 
 
 def compile_model(
@@ -33,12 +34,16 @@ def compile_model(
     check: bool = False,
     report: Report = silent,
     dist_root: Path = Path("dist"),
+    table: Table | None = None,
 ) -> Path:
-    """Convert `model` unless that is done, and compile it for every target of the comma-separated list; the folder."""
+    """Convert `model` unless that is done, and compile it for every target of the comma-separated list; the folder.
+
+    table(title, rows) is called with one dictionary per kernel for each target that can look into its code.
+    """
     chosen = parse_targets(targets)
     folder = _dist_folder(model, quantization, out, dist_root, report)
     for name, arch in chosen:
-        compile_target(open_dist(folder), name, arch, dump_ir, context, report)
+        compile_target(open_dist(folder), name, arch, dump_ir, context, report, table)
         if check:
             from .check import check_target_numerics
 
@@ -87,6 +92,7 @@ def compile_target(
     dump_ir: Path | None = None,
     context: int | None = None,
     report: Report = silent,
+    table: Table | None = None,
 ) -> None:
     """Compile an opened folder for one target; its library and its entry in the manifest replace those there."""
     import tvm
@@ -115,6 +121,7 @@ def compile_target(
         dump_ir,
         lambda phase: report(f"compiling for {name} ({attributes.name}): {phase}"),
     )
+    _inspect(target, name, executable, report, table)
     with _target_folder(dist, name) as building:
         _require_space(building, OBJECT_SPACE)
         file = building / "lib.so"
@@ -142,6 +149,17 @@ def compile_target(
 
     report(f"compiled {dist.path / entry['library']} in {time.perf_counter() - started:.1f} s")
     report(plan_memory(dist, entry, context).text())
+
+
+def _inspect(target, name: str, executable, report: Report, table: Table | None) -> None:
+    """Let the target check the code it made (MlcrtError refuses it), and hand on what it says of each kernel."""
+    inspect = getattr(target, "inspect", None)
+    if inspect is not None:
+        rows = inspect(executable.mod)
+        if table is not None:
+            table(f"kernels for {name}", rows)
+    elif table is not None:
+        report(f"--report: nothing is known about the code for {name}")
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ __all__ = [
     "attributes",
     "compiler_missing",
     "export_options",
+    "inspect",
     "library",
     "missing_features",
     "probe",
@@ -27,6 +28,13 @@ def export_options(_arch: RocmArch) -> dict:
     from mlcrt.targets.cpu.link import link
 
     return {"fcompile": link, "fpack_imports": _pack_imports}
+
+
+def inspect(module) -> list[dict]:
+    """One row per kernel and chip of a built module, for `mlcrt compile --report`; MlcrtError if a kernel races."""
+    from .inspection import rows
+
+    return rows(module)
 
 
 def _pack_imports(module, _is_system_lib, prefix: str, workspace: str) -> str:

@@ -84,9 +84,11 @@ class RocmArch:
     def kv_dtype(self, wanted: str) -> str:
         return wanted
 
-    def tvm_target(self) -> dict:
-        """What kernels are lowered for; `keys` carries the list of chips to targets/rocm/build.py."""
-        return {**chip_target(self.chips[0], self.lanes, self.code_object, self.chips), "host": _host()}
+    def tvm_target(self):
+        """What kernels are lowered for; `keys` carries the list of chips to targets/rocm/assembly.py."""
+        from .assembly import quiet_target
+
+        return quiet_target({**chip_target(self.chips[0], self.lanes, self.code_object, self.chips), "host": _host()})
 
 
 def chip_target(chip: Chip, lanes: int, code_object: int, chips: tuple[Chip, ...] = ()) -> dict:

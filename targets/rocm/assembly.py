@@ -1,14 +1,15 @@
 """TensorIR → AMDGPU assembly and code objects, with pip packages alone: LLVM from tvm, the linker from ziglang.
 
 TVM asks three global functions, which are replaced here: one builds a device module, one links an object file to a code
-object, one names LLVM files to link in. The last hands in llvm/*.ll: the barrier that LDS needs (see llvm/barrier.ll),
-the exchange of lanes, packed dot products, matrix instructions, the code object version. The first builds a module once
-for every chip that the target's keys name and puts the code objects into one bundle.
+object, one names LLVM files to link in. The last hands in llvm/*.ll: the barrier that LDS needs, the exchange of lanes,
+packed dot products, matrix instructions, the code object version. The first builds a module once for every chip that
+the target's keys name and puts the code objects into one bundle.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import subprocess
@@ -33,9 +34,9 @@ _FOLDER = Path(__file__).parent / "llvm"
 _NOISE = re.compile(
     rb"^\[[\d:]+\] \S+(target_kind|codegen_amdgpu)\.cc:\d+: Warning: .*(ROCm version|number of threads)"
 )
+_KEPT = 64  # listings
 _state = {"libraries": (), "mend": True, "object": b"", "others": None}
-_listings: dict[str, dict[str, str]] = {}
-_tags: dict[str, dict[str, list[str]]] = {}
+_listings: dict[str, Listing] = {}  # by the hash of a code object, the latest last
 
 
 @dataclass(frozen=True)
@@ -46,26 +47,35 @@ class Assembly:
     code: bytes
 
 
+@dataclass(frozen=True)
+class Listing:
+    """What a device module was made of. texts: assembly by chip; tags: per kernel what its launch arguments after its
+    own mean (blockIdx.x …); threads: per kernel the size of its workgroups, where it is fixed."""
+
+    texts: dict[str, str]
+    tags: dict[str, list[str]]
+    threads: dict[str, int]
+
+
 def listing(code: bytes) -> dict[str, str]:
     """{architecture: assembly} of a code object or bundle that this process made. KeyError for any other."""
-    return _listings[hashlib.sha256(code).hexdigest()]
+    return _listings[hashlib.sha256(code).hexdigest()].texts
 
 
-def listings(module) -> dict[str, str]:
-    """{architecture: assembly} of the ROCm code in a built tvm module and its imports."""
-    found = dict(_by_text(module.inspect_source("asm"))) if module.kind in ("hip", "rocm") else {}
-    for imported in module.imports:
-        found.update(listings(imported))
-    return found
+def listings(module) -> list[Listing]:
+    """What the ROCm modules in a built tvm module and its imports were made of."""
+    found = [_of(module)] if module.kind in ("hip", "rocm") else []
+    return found + [each for imported in module.imports for each in listings(imported)]
+
+
+def _of(module) -> Listing:
+    text = module.inspect_source("asm")
+    return next(known for known in reversed(_listings.values()) if text in known.texts.values())
 
 
 def launch_tags(module) -> dict[str, list[str]]:
-    """Per kernel of a built ROCm module what its launch arguments after the kernel's own mean: blockIdx.x …"""
-    return _tags[module.inspect_source("asm")]
-
-
-def _by_text(text: str) -> dict[str, str]:
-    return next((known for known in _listings.values() if text in known.values()), {})
+    """`tags` of a built ROCm module."""
+    return _of(module).tags
 
 
 @tvm_ffi.register_global_func("tvm_callback_rocm_link", override=True)
@@ -149,14 +159,33 @@ def _build(mod, wanted):
             if chip is not chips[0]:
                 others[chip.name] = _state["object"]
     texts = {chip.name: texts[chip.name] for chip in chips}
-    tags = {var.name_hint: list(map(str, f.attrs["tirx.kernel_launch_params"])) for var, f in mod.functions_items()}
-    _tags[texts[chips[0].name]] = tags
-    _listings[hashlib.sha256(_state["object"]).hexdigest()] = texts
+    functions = {var.name_hint: function for var, function in mod.functions_items()}
+    tags = {name: [str(tag) for tag in f.attrs["tirx.kernel_launch_params"]] for name, f in functions.items()}
+    made = Listing(texts, tags, {name: size for name, f in functions.items() if (size := _threads(f))})
+    digest = hashlib.sha256(_state["object"]).hexdigest()
+    _listings.pop(digest, None)
+    _listings[digest] = made
+    while len(_listings) > _KEPT:
+        del _listings[next(iter(_listings))]
     return module
 
 
+def _threads(function) -> int | None:
+    """Threads of a workgroup, if the function fixes them."""
+    extents = {}
+
+    def note(statement):
+        if statement.attr_key == "thread_extent" and str(statement.node.thread_tag).startswith("threadIdx"):
+            extents[str(statement.node.thread_tag)] = statement.value
+
+    tvm_ffi.structural_walk(function.body, (tirx.AttrStmt, note), order="pre")
+    sizes = [getattr(v, "value", None) for v in extents.values()]
+    return None if None in sizes else math.prod(map(int, sizes))
+
+
 def _files(chip: Chip, version: int) -> list[str]:
-    names = ["barrier", f"exchange-{chip.family}", "dot8-dot2" if chip.dot2 else "dot8-fma", f"cov{version}"]
+    barrier = {"gfx11": "gfx11", "gfx12": "gfx12"}.get(chip.name[:5], "gfx9")
+    names = [f"barrier-{barrier}", f"exchange-{chip.family}", "dot8-dot2" if chip.dot2 else "dot8-fma", f"cov{version}"]
     return names + ([chip.matrix] if chip.matrix else [])
 
 
@@ -198,6 +227,11 @@ def stock_barriers():
         yield
     finally:
         _state["mend"] = old
+
+
+def quiet_target(description: dict) -> tvm.target.Target:
+    with quiet():
+        return tvm.target.Target(description)
 
 
 def target(arch: str = "gfx1100", code_object: int = CODE_OBJECT) -> tvm.target.Target:

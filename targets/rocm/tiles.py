@@ -6,7 +6,7 @@ from tvm import tirx
 
 from mlcrt.kernels.simt import Library, Machine, Tiles
 
-from . import assembly  # noqa: F401  makes TVM build AMD code as this project wants it
+from . import assembly  # makes TVM build AMD code as this project wants it
 from .architecture import RocmArch
 
 
@@ -26,5 +26,10 @@ def tiles(arch: RocmArch) -> Tiles:
     return Tiles()
 
 
+class RocmLibrary(Library):
+    def generating(self):
+        return assembly.quiet()
+
+
 def library(arch: RocmArch, kv_dtype: str) -> Library:
-    return Library(tiles(arch), kv_dtype, Machine(arch.lanes, exchange, dot8))
+    return RocmLibrary(tiles(arch), kv_dtype, Machine(arch.lanes, exchange, dot8))
