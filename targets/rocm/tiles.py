@@ -5,6 +5,7 @@ from __future__ import annotations
 from tvm import tirx
 
 from mlcrt.kernels.simt import Library, Machine, Tiles
+from mlcrt.kernels.simt.linear import LinearTiles
 
 from . import assembly  # makes TVM build AMD code as this project wants it
 from .architecture import RocmArch
@@ -23,7 +24,7 @@ def dot8(word, x):
 
 
 def tiles(arch: RocmArch) -> Tiles:
-    return Tiles()
+    return Tiles(LinearTiles(gemv_staged=56 << 10))
 
 
 class RocmLibrary(Library):

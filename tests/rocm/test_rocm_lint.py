@@ -97,7 +97,8 @@ def test_occupancy(arch, vgprs, lds, threads, waves):
 def test_widths_of_loads():
     lines = ["kernel:", "global_load_b128 v[0:3], v4, s[0:1]", "global_load_d16_hi_b16 v5, v6, off",
              "global_load_dwordx4 v[0:3], v[4:5], off", "flat_load_ubyte v0, v[2:3]",
-             "global_load_short_d16 v1, v2, s[0:1]", "global_store_b32 v0, v1, off", "ds_load_b128 v[0:3], v4", "global_load_dword v1, v2, off"]  # fmt: skip
+             "global_load_short_d16 v1, v2, s[0:1]", "global_store_b32 v0, v1, off",
+             "ds_load_b128 v[0:3], v4", "global_load_dword v1, v2, off"]  # fmt: skip
     assert _loads(_instructions(lines, 1)) == {16: 2, 2: 2, 1: 1, 4: 1}
 
 
