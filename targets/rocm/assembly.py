@@ -186,7 +186,9 @@ def _threads(function) -> int | None:
 def _files(chip: Chip, version: int) -> list[str]:
     barrier = {"gfx11": "gfx11", "gfx12": "gfx12"}.get(chip.name[:5], "gfx9")
     names = [f"barrier-{barrier}", f"exchange-{chip.family}", "dot8-dot2" if chip.dot2 else "dot8-fma", f"cov{version}"]
-    return names + ([chip.matrix] if chip.matrix else [])
+    if chip.lanes == 32:
+        names.append("matrix-wmma" if chip.matrix else "matrix-dot2" if chip.dot2 else "matrix-fma")
+    return names
 
 
 @contextmanager

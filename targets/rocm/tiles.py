@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from tvm import tirx
 
+from mlcrt.kernels import wmma
+from mlcrt.kernels.records import Linear
 from mlcrt.kernels.simt import Library, Machine, Tiles
 from mlcrt.kernels.simt.linear import LinearTiles
 
@@ -27,10 +29,31 @@ def tiles(arch: RocmArch) -> Tiles:
     return Tiles(LinearTiles(gemv_staged=56 << 10))
 
 
+def product(a, b, c):
+    """a @ b^T + c for one wave (llvm/matrix-*.ll): float16x16, float16x16, float32x8."""
+    return tirx.call_extern("float32x8", "mlcrt_product", a, b, c)
+
+
 class RocmLibrary(Library):
+    """`matrix`: many tokens go through 16 x 16 products of a wave."""
+
+    def __init__(self, tiles: Tiles, kv_dtype: str, machine: Machine, matrix: bool):
+        super().__init__(tiles, kv_dtype, machine)
+        self.matrix = matrix
+
     def generating(self):
         return assembly.quiet()
 
+    def build_linear(self, op: Linear, name: str):
+        if self.matrix and wmma.covers(op):
+            return wmma.prefill_linear(op, self.machine, product, name)
+        return super().build_linear(op, name)
+
+    def linear_scratch(self, op: Linear, n) -> list:
+        return [wmma.prepared_shape(op, n)] if self.matrix and wmma.covers(op) else super().linear_scratch(op, n)
+
 
 def library(arch: RocmArch, kv_dtype: str) -> Library:
-    return RocmLibrary(tiles(arch), kv_dtype, Machine(arch.lanes, exchange, dot8))
+    """Chips with waves of 32 lanes multiply matrices by WMMA or, in the same fragments, by dot products."""
+    matrix = all(chip.lanes == 32 for chip in arch.chips)
+    return RocmLibrary(tiles(arch), kv_dtype, Machine(arch.lanes, exchange, dot8), matrix)
