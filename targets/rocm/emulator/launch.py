@@ -133,12 +133,14 @@ class Launch:
             self.kernel.name, groups, groups * self.waves_per_group, descriptor.get("next_free_vgpr"),
             descriptor.get("next_free_sgpr"), self.lds_bytes, descriptor.get("private_segment_fixed_size"),
         )  # fmt: skip
+        self.memory.forget()
         kernarg = self.memory.map(np.frombuffer(self._kernarg, np.uint8), "kernel arguments")
         try:
             with np.errstate(all="ignore"):
                 for first in range(0, groups, self.groups_per_batch):
                     batch = np.arange(first, min(first + self.groups_per_batch, groups))
                     self._run_batch(batch, kernarg.start, report)
+            report.touched_bytes = self.memory.touched_bytes
         finally:
             for buffer in (kernarg, *self._own):
                 self.memory.unmap(buffer)
