@@ -9,7 +9,8 @@ from .lint import KernelFacts, examine
 
 
 def rows(module) -> list[dict]:
-    """One row per kernel and chip. Raises MlcrtError for a barrier that LDS stores may cross."""
+    """One row per kernel and chip. Raises MlcrtError for a barrier that LDS stores may cross, and for a kernel that no
+    chip could start."""
     found = []
     for made in listings(module):
         for arch, text in made.texts.items():
@@ -19,6 +20,11 @@ def rows(module) -> list[dict]:
             raise MlcrtError(
                 f"{facts.kernel} for {facts.chip} was compiled into code that races: the barrier at line "
                 f"{facts.racing[0]} of its assembly can be reached with LDS stores in flight; this is a fault of mlcrt"
+            )
+        if facts.threads > facts.most_threads or facts.lds > 65536 or not facts.occupancy:
+            raise MlcrtError(
+                f"{facts.kernel} cannot run on {facts.chip}: it takes {facts.threads} threads and {facts.lds} bytes of "
+                f"LDS, where {facts.most_threads} and 65536 are allowed; compile this model for cpu"
             )
     return [_row(f) for f in sorted(found, key=lambda f: f.kernel)]
 

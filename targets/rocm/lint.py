@@ -22,8 +22,9 @@ _ENDS = ("s_endpgm", "s_branch", "s_setpc", "s_trap")
 @dataclass(frozen=True)
 class KernelFacts:
     """One kernel on one chip. vgprs, sgprs: registers; lds: bytes of a workgroup; spills: registers spilled; scratch:
-    bytes of a lane; threads: of a workgroup; occupancy: waves a SIMD holds at once; loads: {bytes of a lane: global
-    load instructions}; barriers: workgroup barriers in the code; racing: lines of those that LDS stores may cross."""
+    bytes of a lane; threads, most_threads: of a workgroup, and what the code allows; occupancy: waves a SIMD holds at
+    once; loads: {bytes of a lane: global load instructions}; barriers: workgroup barriers in the code; racing: lines of
+    those that LDS stores may cross."""
 
     kernel: str
     chip: str
@@ -33,6 +34,7 @@ class KernelFacts:
     spills: int
     scratch: int
     threads: int
+    most_threads: int
     occupancy: int
     loads: dict[int, int]
     barriers: int
@@ -54,22 +56,14 @@ def examine(text: str, arch: str, threads: dict[str, int]) -> list[KernelFacts]:
         size = threads.get(name, notes["max_flat_workgroup_size"])
         spills = notes.get("vgpr_spill_count", 0) + notes.get("sgpr_spill_count", 0)
         vgprs, lds = notes["vgpr_count"], notes["group_segment_fixed_size"]
+        loads, barriers = _loads(code), sum(_is_barrier(i) for _, i, _ in code)
+        held = occupancy(chip, vgprs, notes["sgpr_count"], lds, size)
         found.append(
             KernelFacts(
-                name,
-                arch,
-                vgprs,
-                notes["sgpr_count"],
-                lds,
-                spills,
-                notes["private_segment_fixed_size"],
-                size,
-                occupancy(chip, vgprs, notes["sgpr_count"], lds, size),
-                _loads(code),
-                sum(_is_barrier(i) for _, i, _ in code),
-                _racing(code),
-            )  # fmt: skip
-        )
+                name, arch, vgprs, notes["sgpr_count"], lds, spills, notes["private_segment_fixed_size"], size,
+                notes["max_flat_workgroup_size"], held, loads, barriers, _racing(code),
+            )
+        )  # fmt: skip
     return found
 
 

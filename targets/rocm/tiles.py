@@ -7,6 +7,7 @@ from tvm import tirx
 from mlcrt.kernels import wmma
 from mlcrt.kernels.records import Linear
 from mlcrt.kernels.simt import Library, Machine, Tiles
+from mlcrt.kernels.simt.attention import AttentionTiles
 from mlcrt.kernels.simt.linear import LinearTiles
 
 from . import assembly  # makes TVM build AMD code as this project wants it
@@ -25,8 +26,15 @@ def dot8(word, x):
     return tirx.call_extern("float32", "mlcrt_dot8", tirx.reinterpret("int32", word), x)
 
 
+THREADS = 256  # of a workgroup at most, see architecture.chip_target
+
+
 def tiles(arch: RocmArch) -> Tiles:
-    return Tiles(LinearTiles(gemv_staged=56 << 10))
+    """Work is shared out among the compute units of the largest chip: 20 subgroups for each when multiplying by a
+    weight, 4 workgroups for each in attention. A small chip loses little by more slices than it needs."""
+    cus = max(chip.cus for chip in arch.chips)
+    linear = LinearTiles(gemv_fill=20 * cus, gemv_subgroups=THREADS // arch.lanes, gemv_staged=56 << 10)
+    return Tiles(linear, AttentionTiles(subgroups=128 // arch.lanes, blocks=4 * cus))
 
 
 def product(a, b, c):
