@@ -223,6 +223,23 @@ def wmma(
                 )  # fmt: skip
 
 
+@T.prim_func(s_tir=True)
+def shared_twice(x: T.Buffer((64,), "float32"), y: T.Buffer((64,), "float32")):
+    """y = reversed((x + 1) * 2) + 3, through two arrays in LDS whose lives do not overlap."""
+    T.func_attr({"tirx.noalias": True, "global_symbol": "shared_twice"})
+    for tx in T.thread_binding(64, thread="threadIdx.x"):
+        with T.sblock("b"):
+            T.reads(x[0:64])
+            T.writes(y[0:64])
+            first = T.sblock_alloc_buffer((64,), "float32", scope="shared")
+            second = T.sblock_alloc_buffer((64,), "float32", scope="shared")
+            first[tx] = x[tx] + T.float32(1)
+            T.tvm_storage_sync("shared")
+            second[tx] = first[tx] * T.float32(2)
+            T.tvm_storage_sync("shared")
+            y[tx] = second[63 - tx] + T.float32(3)
+
+
 def elementwise(function, kind_in: str, kind_out: str, inputs: int = 1):
     """out[i] = function(a[i]) or function(a[i], b[i]) over 256 elements."""
     if inputs == 1:

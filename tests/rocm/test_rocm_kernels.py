@@ -10,7 +10,7 @@ import rocm_kernels as K
 from tvm import tirx
 
 from mlcrt.targets.rocm.assembly import compile_assembly
-from mlcrt.targets.rocm.emulator import Launch, OutOfBounds, Program, Race, Unwritten, UnwrittenMemory
+from mlcrt.targets.rocm.emulator import EmulationError, Launch, OutOfBounds, Program, Race, Unwritten, UnwrittenMemory
 
 RNG = np.random.default_rng(0)
 
@@ -134,6 +134,30 @@ def test_the_wrong_number_of_workgroups_leaves_bytes_unwritten():
     Launch(program, "vector_add_kernel", (4,), (128,), {"a": zeros, "b": zeros, "c": c}, memory=memory).run()
     with pytest.raises(UnwrittenMemory, match="bytes 2048 to 2051 of buffer 'c'"):
         Launch(program, "vector_add_kernel", (8,), (128,), [c, zeros, zeros.copy()], memory=memory).run()
+
+
+def test_arguments_as_a_driver_packs_them():
+    """Two addresses and a third: by position, without names, 8 bytes each."""
+    from mlcrt.targets.rocm.emulator import Memory
+
+    memory, program = Memory(), Program.parse(compile_assembly(K.vector_add).text)
+    a, b = np.arange(2000, dtype=np.float32).reshape(2, 1000)
+    c = np.zeros(1000, np.float32)
+    places = [memory.map(array, "device memory").start for array in (a, b, c)]
+    packed = b"".join(p.to_bytes(8, "little") for p in places)
+    Launch(program, "vector_add_kernel", (8,), (128,), packed, memory=memory).run()
+    np.testing.assert_array_equal(c, a + b)
+    with pytest.raises(EmulationError, match="more than 16 bytes"):
+        Launch(program, "vector_add_kernel", (8,), (128,), packed[:16], memory=memory)
+
+
+def test_arrays_that_share_lds():
+    """TVM's StorageRewrite puts `second` into the allocation of `first`; its code generator would then lose it."""
+    kernel = K.shared_twice
+    x, y = RNG.normal(size=64).astype(np.float32), np.zeros(64, np.float32)
+    report = execute(kernel, (1,), (64,), {"x": x, "y": Unwritten(y)})
+    np.testing.assert_array_equal(y, ((x + 1) * 2)[::-1] + 3)
+    assert report.lds_bytes == 256
 
 
 # every operator TVM lowers for float16, float32 and integers -------------------------------------------------------
