@@ -19,7 +19,7 @@ LIBRARY = library(attributes("gfx1100"), "float16")
 
 CASES = pairwise(
     head_dim=(64, 80, 96, 128, 256),
-    group=(1, 2, 4, 7),
+    group=(1, 2, 7),
     kv_heads=(1, 3),
     window=(None, 1, 16, 40),
     softcap=(None, 3.0),
@@ -48,7 +48,7 @@ def test_attention(case):
     op = operation(case, scale=0.4, window=case["window"], softcap=case["softcap"])
     kernel = Emulated(LIBRARY.build_attention(op, "attention"))
     draw = np.random.default_rng(op.head_dim)
-    for position, n in ((0, 1), (15, 1), (16, 1), (170, 1)) if case["decode"] else ((0, 18), (47, 2), (33, 1)):
+    for position, n in ((0, 1), (16, 1), (170, 1)) if case["decode"] else ((0, 18), (47, 2)):
         k, v, caches = history(draw, op, position + n)
         q = draw.standard_normal((n, op.heads, op.head_dim)).astype(np.float32)
         arguments = [q.reshape(n, -1), *caches, np.array([position], np.int32)]

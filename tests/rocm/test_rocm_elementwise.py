@@ -51,7 +51,7 @@ def test_softcap(width, count, cap):
     assert error(y, cap * np.tanh(x.astype(np.float64) / cap)) <= 1e-5
 
 
-@pytest.mark.parametrize("vocab", [1, 64, 503, 32003])
+@pytest.mark.parametrize("vocab", [1, 503, 32003])
 def test_finish_step(vocab):
     draw = np.random.default_rng(vocab)
     rows = [draw.standard_normal(vocab), -1e30 * np.ones(vocab)]  # all equal: the first counts

@@ -1,8 +1,6 @@
 """TensorIR kernels compiled by TVM for gfx1100, run on the emulator and compared with NumPy; and broken ones caught."""
 
-import functools
 import math
-import time
 
 import numpy as np
 import pytest
@@ -249,18 +247,11 @@ def test_casts(kind, to):
     np.testing.assert_array_equal(y, x.astype(to))
 
 
-# speed -------------------------------------------------------------------------------------------------------------
-@functools.cache
-def _big():
-    return Program.parse(compile_assembly(K.q4_gemv(1024, 4096)).text)
-
-
-def test_a_large_launch_runs_a_million_wave_instructions_a_second():
+def test_a_large_launch():
+    """Every wave of 256 workgroups, in batches: counts and bytes are those of the shape."""
     w = RNG.integers(0, 2**32, (1024, 512), dtype=np.uint32)
     args = {"W": w, "S": halves(1024, 128), "x": halves(4096), "y": Unwritten(np.zeros(1024, np.float16))}
-    best = 0.0
-    for _ in range(3):
-        start = time.process_time()
-        report = Launch(_big(), "q4_gemv_kernel", (256,), (32, 4), args).run()
-        best = max(best, report.instructions / (time.process_time() - start))
-    assert best > 1e6, f"{best / 1e6:.2f} million a second"
+    program = Program.parse(compile_assembly(K.q4_gemv(1024, 4096)).text)
+    report = Launch(program, "q4_gemv_kernel", (256,), (32, 4), args).run()
+    assert report.waves == 1024 and report.bytes("global", "load", 16) >= w.nbytes
+    assert report.instructions == sum(report.lines.values()) > 100_000

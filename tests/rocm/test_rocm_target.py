@@ -39,7 +39,7 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def library(model):
     root = model.parent
-    dist = compile_model(model, "q4f16_1", "rocm:gfx1100,gfx1030@cov6", dist_root=root)
+    dist = compile_model(model, "q4f32_1", "rocm:gfx1100,gfx1030@cov6", dist_root=root)
     return dist, (dist / "rocm" / "lib.so").read_bytes()
 
 
@@ -134,7 +134,7 @@ def test_without_a_gpu_the_engine_says_so(library):
 
 def test_compiling_says_nothing_about_a_missing_rocm(model, tmp_path):
     """On a machine without ROCm, TVM warns about what is not needed; users are spared that. The report is a table."""
-    command = [sys.executable, "-m", "mlcrt.cli", "compile", str(model), "--quantization", "q0f16"]
+    command = [sys.executable, "-m", "mlcrt.cli", "compile", str(model), "--quantization", "q0f32"]
     command += ["--target", "rocm:gfx1100", "--output", str(tmp_path / "out"), "--report"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
@@ -142,5 +142,5 @@ def test_compiling_says_nothing_about_a_missing_rocm(model, tmp_path):
     assert result.stdout.strip() == str(tmp_path / "out")
     header = next(line for line in result.stderr.splitlines() if "VGPRs" in line)
     assert all(name in header for name in ("kernel", "LDS bytes", "spills", "scratch", "waves/SIMD", "128-bit share"))
-    rows = [line for line in result.stderr.splitlines() if "linear_q0f16_decode" in line]
+    rows = [line for line in result.stderr.splitlines() if "linear_q0f32_decode" in line]
     assert rows and all("gfx1100" in row for row in rows)
