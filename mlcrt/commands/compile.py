@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         context=args.context,
         check=args.check,
         report=options.report,
-        table=options.report_rows if args.report else None,
+        **({"table": options.report_rows} if args.report else {}),
     )
     print(dist)
     return 0
