@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from .architecture import RocmArch, attributes, missing_features
-from .device import probe, runtime
+from .device import SIDECAR, probe, runtime
 
 __all__ = [
+    "SIDECAR",
     "RocmArch",
     "attributes",
     "compiler_missing",

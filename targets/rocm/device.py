@@ -102,6 +102,10 @@ class RocmRuntime(DeviceRuntime):
         memory = self.memory()
         return memory["free"] + memory["beyond"] + memory["cached"]
 
+    def load(self, library: Path):
+        """The library's functions: a lookup by name. The GPU's copy of its code goes when the last of them does."""
+        return self._vm.VirtualMachine(self._ffi.load_module(str(library), keep_module_alive=False), self.device)
+
     def step(self, function, state, params) -> Callable[[], None]:
         """The decode step as a call without arguments: one graph launch unless MLCRT_GRAPH=0."""
         step = super().step(function, state, params)
@@ -110,6 +114,10 @@ class RocmRuntime(DeviceRuntime):
     def record(self, step: Callable[[], None]) -> Callable[[], None]:
         """A function that replays what `step` starts on the device."""
         return self._native("capture")(self.device.index, self._ffi.convert(step))
+
+    def write(self, tensor, view, value: int) -> None:
+        """Set an int32 tensor of one element, in the stream's order and without waiting."""
+        self._native("set_int")(tensor, value)
 
     def run_steps(self, step, count: int, token, view) -> list[int]:
         """Run `count` steps; the token each one chose, kept on the device until the end."""

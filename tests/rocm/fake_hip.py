@@ -51,22 +51,31 @@ class FakeHip:
             getattr(self.library, name).restype = ctypes.c_char_p
         for name, arch, memory, integrated in DEVICES:
             self.library.fakehip_add_device(name.encode(), arch.encode(), ctypes.c_size_t(memory), integrated)
-        self.library.fakehip_host_memory(ctypes.c_size_t(8 * GiB))
         self._held: list = []
+        self._seen: list[str] = []
+        self.failing: set[str] = set()
         self.hide()
 
     def hide(self) -> None:
         """Reset; HIP finds no device."""
-        self.library.fakehip_reset()
-        self._held.clear()
+        self.show()
+        os.environ.pop("MLCRT_HIP")
         self.fail("hipGetDeviceCount", NO_DEVICE)
 
     def show(self) -> None:
-        self.library.fakehip_reset()
+        """Reset; HIP finds the devices."""
         os.environ["MLCRT_HIP"] = str(self.path)
+        self.library.fakehip_reset()
+        self._held.clear()
+        self._seen.clear()
+        self.failing.clear()
+        for device, (_, _, memory, _) in enumerate(DEVICES):
+            self.set_memory(device, memory)
+        self.set_host_memory(8 * GiB)
 
     def fail(self, call: str, code: int, after: int = 0, times: int = -1) -> None:
         """`call` returns `code`, `times` times (-1: from now on), after `after` good ones."""
+        self.failing.add(call)
         self.library.fakehip_fail(call.encode(), after, code, times)
 
     def set_memory(self, device: int, size: int) -> None:
@@ -75,12 +84,24 @@ class FakeHip:
     def set_host_memory(self, size: int) -> None:
         self.library.fakehip_host_memory(ctypes.c_size_t(size))
 
-    def calls(self) -> list[str]:
-        """The calls since the last time, without those that only ask."""
+    def log(self) -> list[str]:
+        """All calls, and what was wrong with them."""
         lines = self.library.fakehip_log().decode().splitlines()
         self.library.fakehip_clear_log()
+        self._seen += (line.strip() for line in lines)
+        return self._seen
+
+    def calls(self) -> list[str]:
+        """The calls since the last time, without those that only ask."""
+        before = len(self._seen)
         asks = ("hipGetDevice", "hipSetDevice", "hipDeviceGet", "hipMemGetInfo")
-        return [line.strip() for line in lines if not line.startswith(asks)]
+        return [line for line in self.log()[before:] if not line.startswith(asks)]
+
+    def misused(self) -> list[str]:
+        """What was wrong so far; the test expects it and it is forgotten."""
+        found = [line for line in self.log() if line.startswith("MISUSE")]
+        self._seen = [line for line in self._seen if line not in found]
+        return found
 
     def alive(self) -> str:
         """How many of each kind of object nobody destroyed."""

@@ -148,7 +148,7 @@ class RocmDevice final : public tvm::runtime::DeviceAPI {
     const bool on_source = source.device_type == kDLROCM, on_target = target.device_type == kDLROCM;
     const bool other_host = (!on_source && source.device_type != kDLCPU && source.device_type != kDLROCMHost) ||
                             (!on_target && target.device_type != kDLCPU && target.device_type != kDLROCMHost);
-    if (other_host) MLCRT_ROCM_THROW << "a copy between a ROCm device and another kind of device needs the host between";
+    if (other_host) MLCRT_ROCM_THROW << "a copy between a ROCm device and another kind of device has to go by the host";
     const int device = on_target ? target.device_id : source.device_id;
     use_device(device);
     if (on_source) note_use(source.device_id, begin);
@@ -203,7 +203,9 @@ class RocmTimer final : public tvm::runtime::TimerNode {
   hipEvent_t start_ = nullptr, stop_ = nullptr;
 };
 
-std::string open(const ffi::Array<ffi::String>& candidates) {
+using Names = ffi::Array<ffi::String>;
+
+std::string open(const Names& candidates) {
   std::vector<std::string> names;
   for (const ffi::String& name : candidates) names.emplace_back(name);
   return open_hip(names);
@@ -243,6 +245,19 @@ void copy(ffi::TensorView destination, int64_t offset, ffi::TensorView source) {
   check(hip().hipMemcpyAsync(to, from, bytes, hipMemcpyDeviceToDevice, stream), device, "copying memory");
 }
 
+// The one int32 of a device tensor, set in the current stream's order without waiting.
+void set_int(ffi::TensorView target, int64_t value) {
+  const int device = target.device().device_id;
+  if (target.device().device_type != kDLROCM || ffi::GetDataSize(target) != 4) {
+    MLCRT_ROCM_THROW << "setting a number needs a device tensor of 4 bytes";
+  }
+  char* to = static_cast<char*>(target.data_ptr()) + target.byte_offset();
+  use_device(device);
+  note_use(device, to);
+  hipStream_t stream = stream_of(TVMFFIEnvGetStream(kDLROCM, device));
+  check(hip().hipMemsetD32Async(to, static_cast<int>(value), 1, stream), device, "writing a number");
+}
+
 }  // namespace
 }  // namespace rocm
 }  // namespace mlcrt
@@ -257,10 +272,11 @@ TVM_FFI_STATIC_INIT_BLOCK() {
                   })
       .def("runtime.timer.rocm",
            [](tvm::Device which) { return tvm::ffi::ObjectRef(tvm::ffi::make_object<RocmTimer>(which)); })
-      .def("mlcrt.rocm.open", [](const tvm::ffi::Array<tvm::ffi::String>& names) { return tvm::ffi::String(open(names)); })
+      .def("mlcrt.rocm.open", [](const Names& names) { return tvm::ffi::String(open(names)); })
       .def("mlcrt.rocm.device_count", device_count)
       .def("mlcrt.rocm.memory", memory)
       .def("mlcrt.rocm.release", [](int id) { pool(id).Release(); })
       .def("mlcrt.rocm.copy", copy)
+      .def("mlcrt.rocm.set_int", set_int)
       .def("mlcrt.rocm.capture", capture);
 }

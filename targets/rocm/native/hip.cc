@@ -2,7 +2,9 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <mutex>
 
 namespace mlcrt {
@@ -12,9 +14,11 @@ namespace {
 std::mutex mutex;
 std::atomic<const Hip*> opened{nullptr};  // never closed: HIP keeps threads of its own
 
+thread_local char last_kernel[128] = "";
+
 // The first function that the library lacks, or nullptr.
 const char* fill(void* library, Hip* hip) {
-#define MLCRT_LOOK_UP(name, result, arguments)                                     \
+#define MLCRT_LOOK_UP(name, result, arguments)                              \
   hip->name = reinterpret_cast<result(*) arguments>(dlsym(library, #name)); \
   if (hip->name == nullptr) return #name;
   MLCRT_HIP_FUNCTIONS(MLCRT_LOOK_UP)
@@ -59,6 +63,21 @@ const Hip& hip() {
   const Hip* found = hip_if_open();
   if (found == nullptr) MLCRT_ROCM_THROW << "the AMD HIP runtime (libamdhip64.so) is not loaded";
   return *found;
+}
+
+void note_kernel(const std::string& name) {
+  size_t size = std::min(name.size(), sizeof last_kernel - 1);
+  std::memcpy(last_kernel, name.data(), size);
+  last_kernel[size] = 0;
+}
+
+void check(hipError_t code, int device, const char* what) {
+  if (code == hipSuccess) return;
+  if ((code == hipErrorLaunchFailure || code == hipErrorIllegalAddress) && last_kernel[0] != 0) {
+    MLCRT_ROCM_THROW << "rocm:" << device << ": a kernel failed on the GPU (" << describe(code)
+                     << "); the one started last was " << last_kernel;
+  }
+  MLCRT_ROCM_THROW << "rocm:" << device << ": " << what << " failed (" << describe(code) << ")";
 }
 
 std::string describe(hipError_t code) {

@@ -26,6 +26,7 @@ typedef enum hipError_t {
   hipErrorNoBinaryForGpu = 209,
   hipErrorInvalidHandle = 400,
   hipErrorNotFound = 500,
+  hipErrorIllegalAddress = 700,
   hipErrorLaunchFailure = 719,
   hipErrorStreamCaptureUnsupported = 900
 } hipError_t;
@@ -55,6 +56,7 @@ typedef enum hipStreamCaptureMode {
   hipStreamCaptureModeThreadLocal = 1,
   hipStreamCaptureModeRelaxed = 2
 } hipStreamCaptureMode;
+typedef void* hipDeviceptr_t;
 typedef struct ihipStream_t* hipStream_t;
 typedef struct ihipEvent_t* hipEvent_t;
 typedef struct ihipModule_t* hipModule_t;
@@ -89,6 +91,7 @@ typedef struct hipGraphNode* hipGraphNode_t;
   X(hipHostGetDevicePointer, hipError_t, (void**, void*, unsigned int))                                        \
   X(hipHostFree, hipError_t, (void*))                                                                          \
   X(hipMemcpyAsync, hipError_t, (void*, const void*, size_t, hipMemcpyKind, hipStream_t))                      \
+  X(hipMemsetD32Async, hipError_t, (hipDeviceptr_t, int, size_t, hipStream_t))                                 \
   X(hipMemcpyPeerAsync, hipError_t, (void*, int, const void*, int, size_t, hipStream_t))                       \
   X(hipStreamCreateWithFlags, hipError_t, (hipStream_t*, unsigned int))                                        \
   X(hipStreamDestroy, hipError_t, (hipStream_t))                                                               \
@@ -141,10 +144,12 @@ const Hip& hip();
 // "HIP error CODE: text"
 std::string describe(hipError_t code);
 
-// Throws "rocm:DEVICE: WHAT failed (HIP error CODE: text)" unless the call succeeded.
-inline void check(hipError_t code, int device, const char* what) {
-  if (code != hipSuccess) MLCRT_ROCM_THROW << "rocm:" << device << ": " << what << " failed (" << describe(code) << ")";
-}
+// Throws "rocm:DEVICE: WHAT failed (HIP error CODE: text)" unless the call succeeded. HIP reports a kernel that failed
+// at some later call, whichever it is: then the sentence is about the kernel started last.
+void check(hipError_t code, int device, const char* what);
+
+// Remember the kernel that this thread started last.
+void note_kernel(const std::string& name);
 
 }  // namespace rocm
 }  // namespace mlcrt

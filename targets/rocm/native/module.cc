@@ -80,8 +80,6 @@ int slot_of(const std::string& tag) {
   throw;  // not reached
 }
 
-class Module;
-
 struct Kernel {
   std::string name;
   Signature signature;
@@ -171,7 +169,9 @@ class Module final : public ffi::ModuleObj {
     unsigned launch[7] = {1, 1, 1, 1, 1, 1, 0};
     for (size_t i = 0; i < kernel->slots.size(); ++i) {
       int64_t value = raw[count + i].v_int64;
-      if (value > UINT32_MAX) MLCRT_ROCM_THROW << "kernel " << kernel->name << " cannot be launched with " << value << " blocks";
+      if (value > INT32_MAX) {
+        MLCRT_ROCM_THROW << "kernel " << kernel->name << " cannot be launched: " << value << " is too many blocks";
+      }
       if (value > 0) launch[kernel->slots[i]] = static_cast<unsigned>(value);  // no tokens: one idle block
     }
     const KernelInfo& info = kernel->infos[device];
@@ -181,6 +181,7 @@ class Module final : public ffi::ModuleObj {
                        << " threads a block at most and is launched with " << threads;
     }
     auto stream = static_cast<hipStream_t>(TVMFFIEnvGetStream(kDLROCM, device));
+    note_kernel(kernel->name);
     hipError_t code = hip().hipModuleLaunchKernel(function, launch[0], launch[1], launch[2], launch[3], launch[4],
                                                   launch[5], launch[6], stream, pointers, nullptr);
     if (code != hipSuccess) {
@@ -193,7 +194,6 @@ class Module final : public ffi::ModuleObj {
   // Load the module on the device unless that is done, and look the kernel up.
   hipFunction_t Find(Kernel* kernel, int device) {
     std::lock_guard<std::mutex> lock(mutex_);
-    if (device < 0 || device >= kMaxDevices) MLCRT_ROCM_THROW << "there is no device rocm:" << device;
     if (modules_[device] == nullptr) Load(device);
     auto described = described_[device].find(kernel->name);
     if (described == described_[device].end()) {

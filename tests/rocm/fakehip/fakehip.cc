@@ -197,7 +197,7 @@ hipError_t allocate(void** address, size_t size, bool host) {
   if (address == nullptr || size == 0) return misuse("an allocation of nothing");
   if (used(current, host) + size > (host ? host_memory : devices[current].memory)) return hipErrorOutOfMemory;
   if (posix_memalign(address, 256, size) != 0) return hipErrorOutOfMemory;
-  std::memset(*address, 0xa5, size);
+  std::memset(*address, 0xa5, std::min(size, size_t{1} << 20));  // all of gigabytes would take seconds
   allocations[reinterpret_cast<uintptr_t>(*address)] = {size, current, host};
   if (memory_hook != nullptr) memory_hook(0, *address, size, nullptr);
   return hipSuccess;
@@ -421,6 +421,16 @@ static hipError_t copy(void* to, const void* from, size_t size, hipMemcpyKind ki
 API hipError_t hipMemcpyAsync(void* to, const void* from, size_t size, hipMemcpyKind kind, hipStream_t stream) {
   ENTER("%zu kind %d stream %d", size, static_cast<int>(kind), stream != nullptr);
   return copy(to, from, size, kind, stream);
+}
+API hipError_t hipMemsetD32Async(hipDeviceptr_t to, int value, size_t count, hipStream_t stream) {
+  ENTER("%d count %zu stream %d", value, count, stream != nullptr);
+  if (!known(stream)) return misuse("an unknown stream", hipErrorInvalidHandle);
+  if (owner(to, 4 * count) == nullptr) return misuse("a fill beyond an allocation");
+  return submit(stream, [=] {
+    std::fill_n(static_cast<int*>(to), count, value);
+    if (memory_hook != nullptr) memory_hook(2, to, 4 * count, nullptr);
+    return hipSuccess;
+  });
 }
 API hipError_t hipMemcpyPeerAsync(void* to, int target, const void* from, int source, size_t size, hipStream_t stream) {
   ENTER("%zu from %d to %d", size, source, target);
