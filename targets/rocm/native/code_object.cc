@@ -162,6 +162,7 @@ std::string_view metadata(std::string_view code) {
   Bytes bytes(code);
   uint64_t table = bytes.at<uint64_t>(40);
   uint16_t size = bytes.at<uint16_t>(58), sections = bytes.at<uint16_t>(60);
+  bytes.piece(table, uint64_t{size} * sections);
   for (uint16_t i = 0; i < sections; ++i) {
     uint64_t header = table + uint64_t{i} * size;
     if (bytes.at<uint32_t>(header + 4) != kNoteSection) continue;
