@@ -15,9 +15,11 @@ demo: $(VENV)/.installed
 test: $(VENV)/.test debian
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# A Vulkan device that runs on the CPU (lavapipe); without it the Vulkan tests skip and say so. CI installs it.
+# A Vulkan device that runs on the CPU (lavapipe), AMD's HIP library and header, a C++ compiler: without them tests skip
+# and say so. CI installs them.
 debian:
 ifeq ($(CI),true)
+	@command -v g++ >/dev/null && test -e /usr/include/hip/hip_runtime_api.h || (apt-get update -qq && apt-get install -y -qq --no-install-recommends g++ libamdhip64-dev)
 	@ls /usr/share/vulkan/icd.d/lvp_icd*.json >/dev/null 2>&1 || (apt-get update -qq && apt-get install -y -qq mesa-vulkan-drivers libvulkan1)
 endif
 

@@ -41,7 +41,8 @@ class EmulatedGpu:
             Launch(program, kernel, grid, block, arguments, lds, self.memory).run()
             self.launches[kernel] = self.launches.get(kernel, 0) + 1
         except Exception as error:
-            self.error = self.error or error
+            error.__context__ = None  # tracebacks would keep everything on the stack alive
+            self.error = self.error or error.with_traceback(None)
             return LAUNCH_FAILURE
         return 0
 

@@ -148,10 +148,13 @@ hipError_t run_one(ihipStream_t* stream) {
   return code;
 }
 
-hipError_t drain(ihipStream_t* stream) {
-  while (!stream->queue.empty()) run_one(stream);
+// Run a stream's work up to its `number`-th piece.
+hipError_t run_to(ihipStream_t* stream, uint64_t number) {
+  while (stream->done < number && !stream->queue.empty()) run_one(stream);
   return as(lost);
 }
+
+hipError_t drain(ihipStream_t* stream) { return run_to(stream, UINT64_MAX); }
 
 hipError_t drain_all() {
   drain(&null_stream);
@@ -265,6 +268,7 @@ API void fakehip_reset() {
   signatures.clear();
   log_text.clear();
   null_stream.queue.clear();
+  null_stream.done = null_stream.queued;
   launcher = nullptr;
   memory_hook = nullptr;
   lost = 0;
@@ -462,8 +466,7 @@ API hipError_t hipStreamWaitEvent(hipStream_t stream, hipEvent_t event, unsigned
   ihipStream_t* source = event->stream;
   uint64_t number = event->number;
   return submit(stream, [=] {
-    while (source != nullptr && source->done < number) run_one(source);
-    return as(lost);
+    return source == nullptr ? as(lost) : run_to(source, number);
   });
 }
 API hipError_t hipEventCreateWithFlags(hipEvent_t* event, unsigned int flags) {
@@ -487,8 +490,7 @@ API hipError_t hipEventRecord(hipEvent_t event, hipStream_t stream) {
 API hipError_t hipEventSynchronize(hipEvent_t event) {
   ENTER("");
   if (!events.count(event)) return misuse("an unknown event", hipErrorInvalidHandle);
-  while (event->stream != nullptr && event->stream->done < event->number) run_one(event->stream);
-  return as(lost);
+  return event->stream == nullptr ? as(lost) : run_to(event->stream, event->number);
 }
 API hipError_t hipEventElapsedTime(float* milliseconds, hipEvent_t start, hipEvent_t stop) {
   ENTER("");
