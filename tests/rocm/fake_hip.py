@@ -1,4 +1,4 @@
-"""fakehip.cc as the HIP library of this process: three GPUs, what was called, and calls that fail on demand."""
+"""fakehip/ as the HIP library of this process: three GPUs, what was called, and calls that fail on demand."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from mlcrt.targets.native import compiler
 from mlcrt.targets.rocm.device import SIDECAR
 
 FOLDER = Path(__file__).parent / "fakehip"
+SOURCES = (FOLDER / "fakehip.cc", FOLDER / "fakework.cc")
 GiB = 1 << 30
 NO_DEVICE, OUT_OF_MEMORY, NO_BINARY, LAUNCH_FAILURE, INVALID_IMAGE = 100, 2, 209, 719, 200
 DEVICES = (("Fake RX 7900", "gfx1100", 4 * GiB, 0), ("Fake 8060S", "gfx1151", GiB, 1), ("Fake MI300", "gfx942", GiB, 0))
@@ -32,12 +33,11 @@ def build_flags() -> list[str]:
 
 @functools.cache
 def build() -> Path:
-    """fakehip.cc as a shared library."""
+    """The stand-in as a shared library."""
     folder = Path(tempfile.mkdtemp(prefix="fakehip-"))
     library = folder / "libamdhip64.so"
-    sources = [str(FOLDER / "fakehip.cc")]
     flags = [*build_flags(), "-O1", "-shared", "-fvisibility=hidden"]
-    subprocess.run([compiler(), *flags, *sources, "-o", str(library)], check=True)
+    subprocess.run([compiler(), *flags, *map(str, SOURCES), "-o", str(library)], check=True)
     return library
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import hip_module as M
 import pytest
 import tvm
-from fake_hip import FOLDER, build_flags
+from fake_hip import FOLDER, SOURCES, build_flags
 from tvm_ffi import libinfo
 
 from mlcrt.targets.native import compiler
@@ -82,7 +82,7 @@ def test_amds_own_library_without_a_gpu():
 def test_signatures_and_numbers_are_those_of_amds_header():
     """The stand-in defines, and the runtime calls, what the header declares: the compiler compares the types."""
     flags = [*build_flags(), "-fsyntax-only", "-Wno-unused-result", "-D__HIP_PLATFORM_AMD__"]
-    for source in (FOLDER / "fakehip.cc", FOLDER / "numbers.cc", SIDECAR.folder / "memory.cc"):
+    for source in (*SOURCES, FOLDER / "numbers.cc", SIDECAR.folder / "memory.cc"):
         command = [compiler(), *flags, "-DMLCRT_HIP_HEADER", str(source)]
         result = subprocess.run(command, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr[-2000:]
@@ -94,7 +94,7 @@ def test_no_leak_and_no_bad_access(tmp_path):
     module.write_bytes(M.vector_bundle("gfx1030", "gfx1100"))
     tvm_folder, sanitize = Path(tvm.__file__).parent, ["-fsanitize=address", "-O0"]
     flags = [*build_flags(), *sanitize, f"-I{tvm_folder / 'include'}", "-c"]
-    sources = [*SIDECAR.sources, FOLDER / "exercise.cc", FOLDER / "fakehip.cc"]
+    sources = [*SIDECAR.sources, FOLDER / "exercise.cc", *SOURCES]
 
     def compile_one(source: Path) -> str:
         output = tmp_path / f"{source.stem}.o"
@@ -102,9 +102,10 @@ def test_no_leak_and_no_bad_access(tmp_path):
         return str(output)
 
     with ThreadPoolExecutor(2) as pool:
-        *objects, fake = pool.map(compile_one, sources)
+        made = list(pool.map(compile_one, sources))
+    objects, fake = made[: -len(SOURCES)], made[-len(SOURCES) :]
     hip, program = tmp_path / "libamdhip64.so", tmp_path / "exercise"
-    subprocess.run([compiler(), *sanitize, "-shared", fake, "-o", str(hip)], check=True)
+    subprocess.run([compiler(), *sanitize, "-shared", *fake, "-o", str(hip)], check=True)
     folders = [tvm_folder / "lib", Path(libinfo.find_libtvm_ffi()).parent]
     link = [*(f"-L{f}" for f in folders), *(f"-Wl,-rpath,{f}" for f in (*folders, tmp_path))]
     libraries = [str(hip), "-ltvm_runtime", "-ltvm_ffi", "-ldl"]
