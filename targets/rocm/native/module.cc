@@ -194,6 +194,8 @@ class Module final : public ffi::ModuleObj {
   // Load the module on the device unless that is done, and look the kernel up.
   hipFunction_t Find(Kernel* kernel, int device) {
     std::lock_guard<std::mutex> lock(mutex_);
+    hipFunction_t function = kernel->functions[device].load(std::memory_order_acquire);
+    if (function != nullptr) return function;  // another thread was first
     if (modules_[device] == nullptr) Load(device);
     auto described = described_[device].find(kernel->name);
     if (described == described_[device].end()) {
@@ -201,7 +203,6 @@ class Module final : public ffi::ModuleObj {
                        << "; compile it again with mlcrt compile";
     }
     CheckArguments(*kernel, described->second);
-    hipFunction_t function = nullptr;
     check(hip().hipModuleGetFunction(&function, modules_[device], kernel->name.c_str()), device,
           ("finding kernel " + kernel->name).c_str());
     kernel->infos[device] = described->second;
