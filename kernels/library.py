@@ -5,6 +5,8 @@ A family of kernels (simd, simt) supplies the `build_*` methods; this class read
 
 from __future__ import annotations
 
+import contextlib
+
 from mlcrt.kernels import Kernel
 from mlcrt.quant.scheme import SCHEMES
 
@@ -111,6 +113,10 @@ class KernelLibrary:
     def linear_scratch(self, op: Linear, n) -> list:
         """Workspaces that a linear kernel takes after its output."""
         return []
+
+    def generating(self):
+        """A context that TVM's code generation runs in."""
+        return contextlib.nullcontext()
 
     def finish_scratch(self) -> list:
         """Shapes of float32 workspaces that the finish_step kernel takes last."""

@@ -6,6 +6,7 @@
     library(attrs, kv) → the kernel library with the tile numbers for that architecture
     export_options(attrs) → how TVM's export_library links the library
     runtime(index)     → the tvm device
+    inspect(module)    → optional: what is known of each kernel of a built module, a dictionary each; MlcrtError refuses
 
 and `all_targets()` is the only place that knows their names.
 """
@@ -19,7 +20,7 @@ from types import ModuleType
 
 from mlcrt.errors import UsageError
 
-_NAMES = ("cuda", "cpu")  # best first
+_NAMES = ("cuda", "rocm", "cpu")  # best first
 
 
 @dataclass(frozen=True)

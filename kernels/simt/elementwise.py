@@ -9,7 +9,7 @@ from mlcrt.kernels.arguments import weight_arguments
 from mlcrt.kernels.records import Embed
 
 from .common import Machine, Register, barrier, launch, prim_func, shared, strided
-from .functions import tanh
+from .functions import cos_sin, tanh
 from .weights import Rows
 
 _THREADS = 256
@@ -53,9 +53,9 @@ def rotary_tables(half: int, tokens: int | None, factor: float, machine: Machine
             machine.follow()
             with strided(half, thread, 64) as i:
                 at = tirx.Cast("float32", T.BufferLoad(position, [0]) + t)
-                angle = T.bind(at * T.BufferLoad(inv_freq, [i]))
-                T.buffer_store(cos, tirx.cos(angle) * T.float32(factor), [t, i])
-                T.buffer_store(sin, tirx.sin(angle) * T.float32(factor), [t, i])
+                c, s = cos_sin(at * T.BufferLoad(inv_freq, [i]))
+                T.buffer_store(cos, c * T.float32(factor), [t, i])
+                T.buffer_store(sin, s * T.float32(factor), [t, i])
 
     return prim_func(name, body)
 

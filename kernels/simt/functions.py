@@ -17,6 +17,18 @@ def tanh(x):
     return T.float32(1) - T.float32(2) / (tirx.exp(x * T.float32(2)) + T.float32(1))
 
 
+_TURN = (6.28125, 507 / 2**18, 1.2556659146e-06)  # 2*pi in three parts; whole turns times the first two are exact
+
+
+def cos_sin(angle):
+    """(cos, sin) with the whole turns taken off first: many GPUs are accurate near zero only."""
+    angle = T.bind(angle)
+    turns = T.bind(tirx.round(angle * T.float32(0.15915494309189535)))
+    for part in _TURN:
+        angle = T.bind(angle - turns * T.float32(part))
+    return tirx.cos(angle), tirx.sin(angle)
+
+
 def erf(x):
     """Abramowitz & Stegun 7.1.26, absolute error under 1.5e-7."""
     x = T.bind(x)

@@ -37,8 +37,9 @@ from .weights import Rows
 class LinearTiles:
     """gemv_rows: rows a subgroup multiplies at once, halved while the chip would not have gemv_fill subgroups;
     gemv_depth: 16-byte loads a thread keeps in flight; gemv_subgroups: subgroups in a block; gemv_blocks: blocks that
-    the chip holds at once, of which gemv_resident have to fit a multiprocessor; gemm_tile: outputs of a block in both
-    directions; gemm_k: columns of a tile."""
+    the chip holds at once, of which gemv_resident have to fit a multiprocessor; gemv_staged: bytes of shared memory up
+    to which a block fetches its scales there, in 16-byte loads (0: every lane loads its own); gemm_tile: outputs of a
+    block in both directions; gemm_k: columns of a tile."""
 
     gemv_rows: int = 4
     gemv_fill: int = 2000
@@ -46,6 +47,7 @@ class LinearTiles:
     gemv_subgroups: int = 8
     gemv_blocks: int = 1 << 30
     gemv_resident: int | None = None
+    gemv_staged: int = 0
     gemm_tile: int = 64
     gemm_k: int = 32
 
@@ -99,15 +101,21 @@ def _gemv(k: LinearKernel, tiles: LinearTiles) -> None:
     with launch(bx=blocks, tx=threads) as (block, thread), resident(tiles.gemv_resident):
         lane = T.bind(tirx.floormod(thread, lanes))
         subgroup = T.bind(tirx.floordiv(thread, lanes))
+        staged = _staged_groups(k, tiles, block, units, count)
 
         def rows_of(item):
             """(first unit, rows) of this subgroup's share of the block's item."""
             first = T.bind(((block + item * blocks) * tiles.gemv_subgroups + subgroup) * units)
             rows = [T.bind(tirx.min(first + u, op.units - 1)) for u in range(units)]
-            return first, [T.bind(r + p * op.units) for r in rows for p in range(k.parts)]
+            rows = [T.bind(r + p * op.units) for r in rows for p in range(k.parts)]
+            if staged is not None:
+                staged.locate(rows)
+            return first, rows
 
-        stream = _WeightStream(k.weights, units * k.parts, lane, k.machine, tiles.gemv_depth, count)
+        stream = _WeightStream(k.weights, units * k.parts, lane, k.machine, tiles.gemv_depth, count, staged is not None)
         stream.begin(rows_of(0)[1])
+        if staged is not None:
+            staged.fetch(thread, threads)
         k.machine.follow()
         x = (_PackedActivations if packed else _Activations)(k, thread, threads)
         with T.serial(count) as item:
@@ -155,7 +163,7 @@ class _WeightStream:
     items the loads run on from the end of one into the next, for which depth has to divide the steps of a row.
     """
 
-    def __init__(self, w: Rows, rows: int, lane, machine: Machine, loads: int, items: int):
+    def __init__(self, w: Rows, rows: int, lane, machine: Machine, loads: int, items: int, staged: bool):
         self.w, self.lane, self.span, self.machine = w, lane, machine.subgroup * w.per_lane, machine
         self.steps = -(-w.words // self.span)
         self.depth = min(max(1, loads // rows), self.steps)
@@ -164,7 +172,7 @@ class _WeightStream:
         dtype = w.scheme.float_storage if w.scheme.is_float else "uint32"
         self.slots = [[local((w.per_lane,), dtype) for _ in range(rows)] for _ in range(self.depth)]
         self.scales = None
-        if not w.scheme.is_float:
+        if not w.scheme.is_float and not staged:
             self.scales = [[local((1,), "float16") for _ in range(rows)] for _ in range(self.depth)]
 
     def begin(self, rows: list) -> None:
@@ -219,6 +227,8 @@ class _WeightStream:
                         stored.append([T.bind(T.BufferLoad(held, [i])) for i in range(self.w.per_lane)])
                         if self.scales is not None:
                             scales.append(T.bind(tirx.Cast("float32", T.BufferLoad(self.scales[d][r], [0]))))
+                        elif not self.w.scheme.is_float:
+                            scales.append(self.w.affine(rows[r], word)[0])
                     self.fetch_ahead(d, T.bind(step + self.depth), rows, following)
                     use(word, stored, scales)
 
@@ -230,6 +240,52 @@ class _WeightStream:
         more, others = following
         chosen = [T.bind(tirx.Select(here, row, other)) for row, other in zip(rows, others, strict=True)]
         self.fetch(slot, chosen, T.bind(tirx.Select(here, step, step - self.steps)), tirx.Or(here, more))
+
+
+def _staged_groups(k: LinearKernel, tiles: LinearTiles, block, units: int, count: int) -> _StagedGroups | None:
+    """For blocks of one item, where the scales fit beside the activations."""
+    if count > 1:
+        return None
+    staged = _StagedGroups(k, block, units * tiles.gemv_subgroups)
+    room = tiles.gemv_staged - k.weights.padded * (2 if k.op.scheme.dtype == "float16" else 4)
+    return staged if 0 < staged.bytes <= room else None
+
+
+class _StagedGroups:
+    """Scales, minima and high planes of a block's rows in shared memory: neighbours in memory, one to 32 codes.
+
+    They are those of `units` units from block * units on, of every part.
+    """
+
+    def __init__(self, k: LinearKernel, block, units: int):
+        self.k, self.w, self.first, self.units = k, k.weights, block * units, units
+        self.local = {}  # rows among the staged ones by hash of the row
+        self.count = units * self.w.groups
+        self.bytes = sum(k.parts * self.count * (4 if part == "high" else 2) for part in self.w.group_parts)
+
+    def locate(self, rows: list) -> None:
+        """Note where `rows` are: units one after the other, of each its parts."""
+        for i, row in enumerate(rows):
+            part = i % self.k.parts
+            self.local[hash(row)] = row - self.first - part * (self.k.op.units - self.units)
+
+    def fetch(self, thread, threads: int) -> None:
+        """Issue the loads; a barrier has to come before the first use."""
+        w, op = self.w, self.k.op
+        held = {}
+        for part in w.group_parts:
+            dtype = "uint32" if part == "high" else "float16"
+            widest = 4 if part == "high" else 8
+            width = next(v for v in (8, 4, 2, 1) if v <= widest and self.count % v == op.units * w.groups % v == 0)
+            held[part] = shared((self.k.parts * self.count,), dtype)
+            for p in range(self.k.parts):
+                start = T.bind((self.first + p * op.units) * w.groups)
+                left = (op.units - self.first) * w.groups
+                with strided(self.count // width, thread, threads) as i, T.If(i * width < left), T.Then():
+                    at, to = start + i * width, p * self.count + i * width
+                    index, where = (at, to) if width == 1 else (tirx.Ramp(at, 1, width), tirx.Ramp(to, 1, width))
+                    T.buffer_store(held[part], T.BufferLoad(w.buffers[part], [0, index]), [where])
+        w.grouped = lambda part, row, group: T.BufferLoad(held[part], [self.local[hash(row)] * w.groups + group])
 
 
 class _Staged:
@@ -291,8 +347,9 @@ class _Activations(_Staged):
     def stage(self, word, values: list) -> None:
         total = Register(T.float32(0))
         for j, value in enumerate(values):
-            T.buffer_store(self.x, tirx.Cast(self.k.op.scheme.dtype, value), [j, word])
-            total.add(value)
+            stored = T.bind(tirx.Cast(self.k.op.scheme.dtype, value))
+            T.buffer_store(self.x, stored, [j, word])
+            total.add(tirx.Cast("float32", stored))  # of what is multiplied: rounding must not act as an offset
         if self.sums is not None:
             T.buffer_store(self.sums, total.get(), [word])
 

@@ -24,8 +24,15 @@ class Rows:
         self.words = columns if scheme.is_float else groups * scheme.group // scheme.per_word
         self.padded = self.words * self.per_word
         # 16 bytes where the row allows, and never across groups: a load has one scale
-        widest = 4 if scheme.is_float else min(4, scheme.group // scheme.per_word)
-        self.per_lane = next(v for v in (4, 2, 1) if v <= widest and self.words % v == 0)
+        widest = 128 // scheme.bits if scheme.is_float else min(4, scheme.group // scheme.per_word)
+        self.per_lane = next(v for v in (8, 4, 2, 1) if v <= widest and self.words % v == 0)
+        self.groups = groups
+        self.grouped = lambda part, row, group: T.BufferLoad(buffers[part], [row, group])  # what is stored per group
+
+    @property
+    def group_parts(self) -> list[str]:
+        """The parts with one value per group."""
+        return [part for part in self.buffers if part in ("scales", "mins", "high")]
 
     def values(self, stored, row, word) -> list:
         """The per_word float32 codes (or the plain weight) of one stored word at index `word`."""
@@ -34,7 +41,7 @@ class Rows:
             return [tirx.Cast("float32", stored)]
         high = None
         if s.bits == 3:
-            plane = T.BufferLoad(self.buffers["high"], [row, tirx.floordiv(word, 2)])
+            plane = self.grouped("high", row, tirx.floordiv(word, 2))
             high = T.bind(tirx.shift_right(plane, tirx.Cast("uint32", tirx.floormod(word, 2) * 16)))
         mask = T.uint32((1 << s.plane_bits) - 1)
         result = []
@@ -53,7 +60,7 @@ class Rows:
         if s.is_float:
             return None
         group = tirx.floordiv(word * s.per_word, s.group)
-        scale = T.bind(tirx.Cast("float32", T.BufferLoad(self.buffers["scales"], [row, group])))
+        scale = T.bind(tirx.Cast("float32", self.grouped("scales", row, group)))
         return scale, self.offset(row, word, scale)
 
     def offset(self, row, word, scale):
@@ -61,4 +68,4 @@ class Rows:
         if not self.scheme.asymmetric:
             return scale * T.float32(-float(self.scheme.zero))
         group = tirx.floordiv(word * self.per_word, self.scheme.group)
-        return tirx.Cast("float32", T.BufferLoad(self.buffers["mins"], [row, group]))
+        return tirx.Cast("float32", self.grouped("mins", row, group))

@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dump-ir", type=Path, metavar="DIR", help="write the module after every phase there")
     parser.add_argument("--jobs", type=options.positive, metavar="N", help="targets compiled at once (default: cores)")
     parser.add_argument("--check", action="store_true", help="compare the result with the q0f32 build on the CPU")
+    parser.add_argument("--report", action="store_true", help="a table of every kernel's registers, LDS and loads")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
             report=report,
             progress=progress,
             jobs=args.jobs,
+            table=options.report_rows if args.report else None,
         )
     print(dist)
     return 0

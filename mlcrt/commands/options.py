@@ -108,6 +108,21 @@ def report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def report_rows(title: str, rows: list[dict[str, Any]]) -> None:
+    """A table with a column per key, on stderr; as wide as it has to be where stderr is no terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    names = list(rows[0]) if rows else []
+    table = Table(*names, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*(str(row[name]) for name in names))
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        console = Console(stderr=True, width=200)
+    console.print(table)
+
+
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
     print(json.dumps(value, indent=2, ensure_ascii=False))

@@ -35,6 +35,7 @@ from .interrupt import keep_interrupts
 OBJECT_SPACE = 32 << 20  # bytes that a library and its objects surely fit; they take about 1 MB
 Report = Callable[[str], None]
 Progress = Callable[[str, str, float], None]  # slot, phase, share of the phases done
+Table = Callable[[str, list[dict]], None]
 
 
 def compile_model(
@@ -49,12 +50,14 @@ def compile_model(
     dist_root: Path = Path("dist"),
     progress: Progress | None = None,
     jobs: int | None = None,
+    table: Table | None = None,
 ) -> Path:
     """Convert `model` unless that is done, and compile it for every target of the comma-separated list; the folder.
 
     Several targets are compiled side by side, each in a process of its own, at most `jobs` at once (default: one per
     core). The libraries that succeed stay when another fails; MlcrtError then says which did and which did not.
-    `progress` replaces the reported lines about phases.
+    `progress` replaces the reported lines about phases. table(title, rows) is called with one dictionary per kernel for
+    each target that can look into its code; the targets are then compiled one after the other.
     """
     chosen = parse_targets(targets)
     if is_package(model):
@@ -62,9 +65,9 @@ def compile_model(
     folder = _dist_folder(model, quantization, out, dist_root, report)
     sweep(folder.parent)
     planned = _plan(open_dist(folder), chosen)
-    if len(planned) == 1:
-        ((slot, (name, arch)),) = planned.items()
-        compile_target(open_dist(folder), name, arch, dump_ir, context, report, check, slot, progress)
+    if len(planned) == 1 or table is not None:
+        for slot, (name, arch) in planned.items():
+            compile_target(open_dist(folder), name, arch, dump_ir, context, report, check, slot, progress, table)
     else:
         from .parallel import compile_slots
 
@@ -128,6 +131,7 @@ def compile_target(
     check: bool = False,
     slot: str | None = None,
     progress: Progress | None = None,
+    table: Table | None = None,
 ) -> str:
     """Compile an opened folder for one target; the slot. Its library and its entry in the manifest replace those there.
 
@@ -168,6 +172,7 @@ def compile_target(
     executable, parameters, workspace = compile_decoder(
         dist.config, scheme_of, tvm.target.Target(attributes.tvm_target()), library, dump_ir, phase
     )
+    _inspect(target, name, executable, report, table)
     with new_library(dist, slot) as (building, entry):
         phase("link")
         _require_space(building, OBJECT_SPACE)
@@ -216,6 +221,17 @@ def _check(dist: Dist, slot: str, building: Path, entry: dict, report: Report) -
     write_json(building / MANIFEST, {**dist.manifest, "params": params, "targets": targets})
     check_target_numerics(dist, slot, report, built=building)
     (building / MANIFEST).unlink()
+
+
+def _inspect(target, name: str, executable, report: Report, table: Table | None) -> None:
+    """Let the target check the code it made (MlcrtError refuses it), and hand on what it says of each kernel."""
+    inspect = getattr(target, "inspect", None)
+    if inspect is not None:
+        rows = inspect(executable.mod)
+        if table is not None:
+            table(f"kernels for {name}", rows)
+    elif table is not None:
+        report(f"--report: nothing is known about the code for {name}")
 
 
 def _require_space(folder: Path, size: int) -> None:

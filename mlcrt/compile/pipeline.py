@@ -80,7 +80,8 @@ def compile_decoder(
                 workspace = _planned_bytes(mod)
             _dump(dump, i + 1, name, mod)
         progress("generate code")
-        executable = relax.build(mod, target, relax_pipeline=None, tir_pipeline="default")
+        with library.generating():
+            executable = relax.build(mod, target, relax_pipeline=None, tir_pipeline="default")
     signature = [(name, tuple(int(d) for d in p.shape), str(p.dtype)) for name, p in params]
     return executable, signature, workspace
 

@@ -215,6 +215,7 @@ class Engine(LoadedModel):
         self._state, self._state_bundle, self._params = [], None, None
         self._prefill = self._decode = self._score = None
         self._token = self._position = self._logits = None
+        self._runtime.close()
 
     def _identity(self) -> dict[str, str]:
         return {

@@ -210,18 +210,34 @@ def gemm(m: int, n: int, k: int):
 def wmma(
     A: T.Buffer((64, 16, 16), "float16"), B: T.Buffer((64, 16, 16), "float16"), C: T.Buffer((64, 32, 8), "float32")
 ):
+    """C += A B^T on 16x16 tiles, a wave each; C in the order in which lanes hold it."""
     T.func_attr({"tirx.noalias": True, "global_symbol": "wmma"})
     for bx in T.thread_binding(64, thread="blockIdx.x"):
         for tx in T.thread_binding(32, thread="threadIdx.x"):
             with T.sblock("b"):
                 T.reads(A[0:64, 0:16, 0:16], B[0:64, 0:16, 0:16])
                 T.writes(C[0:64, 0:32, 0:8])
-                T.evaluate(
-                    T.call_extern(
-                        "void", "mlcrt_wmma_f32_f16",
-                        T.address_of(A[bx, tx % 16, 0]), T.address_of(B[bx, tx % 16, 0]), T.address_of(C[bx, tx, 0]),
-                    )
+                C[bx, tx, T.ramp(0, 1, 8)] = T.call_extern(
+                    "float32x8", "mlcrt_product",
+                    A[bx, tx % 16, T.ramp(0, 1, 16)], B[bx, tx % 16, T.ramp(0, 1, 16)], C[bx, tx, T.ramp(0, 1, 8)],
                 )  # fmt: skip
+
+
+@T.prim_func(s_tir=True)
+def shared_twice(x: T.Buffer((64,), "float32"), y: T.Buffer((64,), "float32")):
+    """y = reversed((x + 1) * 2) + 3, through two arrays in LDS whose lives do not overlap."""
+    T.func_attr({"tirx.noalias": True, "global_symbol": "shared_twice"})
+    for tx in T.thread_binding(64, thread="threadIdx.x"):
+        with T.sblock("b"):
+            T.reads(x[0:64])
+            T.writes(y[0:64])
+            first = T.sblock_alloc_buffer((64,), "float32", scope="shared")
+            second = T.sblock_alloc_buffer((64,), "float32", scope="shared")
+            first[tx] = x[tx] + T.float32(1)
+            T.tvm_storage_sync("shared")
+            second[tx] = first[tx] * T.float32(2)
+            T.tvm_storage_sync("shared")
+            y[tx] = second[63 - tx] + T.float32(3)
 
 
 def elementwise(function, kind_in: str, kind_out: str, inputs: int = 1):

@@ -1,8 +1,6 @@
 """TensorIR kernels compiled by TVM for gfx1100, run on the emulator and compared with NumPy; and broken ones caught."""
 
-import functools
 import math
-import time
 
 import numpy as np
 import pytest
@@ -10,7 +8,7 @@ import rocm_kernels as K
 from tvm import tirx
 
 from mlcrt.targets.rocm.assembly import compile_assembly
-from mlcrt.targets.rocm.emulator import Launch, OutOfBounds, Program, Race, Unwritten, UnwrittenMemory
+from mlcrt.targets.rocm.emulator import EmulationError, Launch, OutOfBounds, Program, Race, Unwritten, UnwrittenMemory
 
 RNG = np.random.default_rng(0)
 
@@ -90,7 +88,7 @@ def test_wmma_from_a_linked_file():
     a, b = halves(64, 16, 16), halves(64, 16, 16)
     c = RNG.normal(size=(64, 32, 8)).astype(np.float32)
     before = c.copy()
-    report = execute(K.wmma, (64,), (32,), {"A": a, "B": b, "C": c}, libraries=["wmma"])
+    report = execute(K.wmma, (64,), (32,), {"A": a, "B": b, "C": c})
     product = np.einsum("gik,gjk->gij", singles(a), singles(b))
     lane, register = np.meshgrid(np.arange(32), np.arange(8), indexing="ij")
     np.testing.assert_allclose(c - before, product[:, 2 * register + lane // 16, lane % 16], rtol=1e-4, atol=1e-4)
@@ -134,6 +132,30 @@ def test_the_wrong_number_of_workgroups_leaves_bytes_unwritten():
     Launch(program, "vector_add_kernel", (4,), (128,), {"a": zeros, "b": zeros, "c": c}, memory=memory).run()
     with pytest.raises(UnwrittenMemory, match="bytes 2048 to 2051 of buffer 'c'"):
         Launch(program, "vector_add_kernel", (8,), (128,), [c, zeros, zeros.copy()], memory=memory).run()
+
+
+def test_arguments_as_a_driver_packs_them():
+    """Two addresses and a third: by position, without names, 8 bytes each."""
+    from mlcrt.targets.rocm.emulator import Memory
+
+    memory, program = Memory(), Program.parse(compile_assembly(K.vector_add).text)
+    a, b = np.arange(2000, dtype=np.float32).reshape(2, 1000)
+    c = np.zeros(1000, np.float32)
+    places = [memory.map(array, "device memory").start for array in (a, b, c)]
+    packed = b"".join(p.to_bytes(8, "little") for p in places)
+    Launch(program, "vector_add_kernel", (8,), (128,), packed, memory=memory).run()
+    np.testing.assert_array_equal(c, a + b)
+    with pytest.raises(EmulationError, match="more than 16 bytes"):
+        Launch(program, "vector_add_kernel", (8,), (128,), packed[:16], memory=memory)
+
+
+def test_arrays_that_share_lds():
+    """TVM's StorageRewrite puts `second` into the allocation of `first`; its code generator would then lose it."""
+    kernel = K.shared_twice
+    x, y = RNG.normal(size=64).astype(np.float32), np.zeros(64, np.float32)
+    report = execute(kernel, (1,), (64,), {"x": x, "y": Unwritten(y)})
+    np.testing.assert_array_equal(y, ((x + 1) * 2)[::-1] + 3)
+    assert report.lds_bytes == 256
 
 
 # every operator TVM lowers for float16, float32 and integers -------------------------------------------------------
@@ -225,18 +247,11 @@ def test_casts(kind, to):
     np.testing.assert_array_equal(y, x.astype(to))
 
 
-# speed -------------------------------------------------------------------------------------------------------------
-@functools.cache
-def _big():
-    return Program.parse(compile_assembly(K.q4_gemv(1024, 4096)).text)
-
-
-def test_a_large_launch_runs_a_million_wave_instructions_a_second():
+def test_a_large_launch():
+    """Every wave of 256 workgroups, in batches: counts and bytes are those of the shape."""
     w = RNG.integers(0, 2**32, (1024, 512), dtype=np.uint32)
     args = {"W": w, "S": halves(1024, 128), "x": halves(4096), "y": Unwritten(np.zeros(1024, np.float16))}
-    best = 0.0
-    for _ in range(3):
-        start = time.process_time()
-        report = Launch(_big(), "q4_gemv_kernel", (256,), (32, 4), args).run()
-        best = max(best, report.instructions / (time.process_time() - start))
-    assert best > 1e6, f"{best / 1e6:.2f} million a second"
+    program = Program.parse(compile_assembly(K.q4_gemv(1024, 4096)).text)
+    report = Launch(program, "q4_gemv_kernel", (256,), (32, 4), args).run()
+    assert report.waves == 1024 and report.bytes("global", "load", 16) >= w.nbytes
+    assert report.instructions == sum(report.lines.values()) > 100_000

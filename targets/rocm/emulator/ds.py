@@ -36,7 +36,8 @@ def _check(instruction: Instruction, kernel: Kernel, allowed: set) -> None:
 
 def _address(waves, register: int, offset: int) -> np.ndarray:
     waves.require(register)
-    return waves.read_vector(register).astype(np.int64) + offset
+    # the sum has 32 bits: LLVM counts down from an offset with addresses below zero
+    return (waves.read_vector(register) + np.uint32(offset)).astype(np.int64)
 
 
 def _offsets(instruction: Instruction, width: int) -> list[int]:

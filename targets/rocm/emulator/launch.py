@@ -37,13 +37,14 @@ class Launch:
 
     grid, block: workgroups and threads per workgroup in x, y, z. args: values by argument name, or in the order of the
     kernel's arguments: an ndarray (a buffer, updated in place), Unwritten(array), a mapped Buffer or an int address of
-    `memory`, or a number for a by-value argument (an int, or a NumPy scalar of the argument's size). lds: bytes of
-    dynamic LDS. memory: an address space to use; with None the launch has its own. batch_waves: how many waves run
-    together; step_limit: instructions after which a batch counts as stuck.
+    `memory`, or a number for a by-value argument (an int, or a NumPy scalar of the argument's size); or bytes: the
+    arguments packed as a driver takes them. lds: bytes of dynamic LDS. memory: an address space to use; with None the
+    launch has its own. batch_waves: how many waves run together; step_limit: instructions after which a batch counts as
+    stuck.
     """
 
     def __init__(self, program: Program, kernel: str, grid: Sequence[int], block: Sequence[int],
-                 args: Mapping | Sequence, lds: int = 0, memory: Memory | None = None, batch_waves: int = 512,
+                 args: Mapping | Sequence | bytes, lds: int = 0, memory: Memory | None = None, batch_waves: int = 512,
                  step_limit: int = 50_000_000):  # fmt: skip
         if kernel not in program.kernels:
             raise EmulationError(f"no kernel '{kernel}': the program has {', '.join(program.kernels)}")
@@ -69,24 +70,29 @@ class Launch:
         self._kernarg = self._pack(args)
 
     # arguments -----------------------------------------------------------------------------------------------------
-    def _pack(self, args: Mapping | Sequence) -> bytes:
+    def _pack(self, args: Mapping | Sequence | bytes) -> bytes:
         declared = self.kernel.descriptor.arguments
         visible = [a for a in declared if not a.kind.startswith("hidden_")]
-        if isinstance(args, Mapping):
+        if isinstance(args, bytes):
+            if len(args) < max((a.offset + a.size for a in visible), default=0):
+                raise EmulationError(f"{self.kernel.name} takes more than {len(args)} bytes of arguments")
+            values = [int.from_bytes(args[a.offset : a.offset + a.size], "little") for a in visible]
+        elif isinstance(args, Mapping):
             missing = [a.name for a in visible if a.name not in args]
             extra = [n for n in args if n not in {a.name for a in visible}]
             if missing or extra:
                 names = ", ".join(a.name for a in visible)
                 raise EmulationError(f"{self.kernel.name} takes {names}: missing {missing}, unknown {extra}")
-            values = dict(args)
+            values = [args[a.name] for a in visible]
         else:
             if len(args) != len(visible):
                 raise EmulationError(f"{self.kernel.name} takes {len(visible)} arguments, not {len(args)}")
-            values = {a.name: v for a, v in zip(visible, args, strict=True)}
+            values = list(args)
+        remaining = iter(values)  # TVM leaves arguments without a name, so that names do not tell them apart
         size = max([self.kernel.descriptor.get("kernarg_size")] + [a.offset + a.size for a in declared])
         packed = bytearray((size + 63) & ~63)  # scalar loads may fetch past the last argument
         for a in declared:
-            raw = self._hidden(a.kind, a.size) if a.kind.startswith("hidden_") else self._value(a, values[a.name])
+            raw = self._hidden(a.kind, a.size) if a.kind.startswith("hidden_") else self._value(a, next(remaining))
             packed[a.offset : a.offset + a.size] = raw
         return bytes(packed)
 
@@ -127,12 +133,14 @@ class Launch:
             self.kernel.name, groups, groups * self.waves_per_group, descriptor.get("next_free_vgpr"),
             descriptor.get("next_free_sgpr"), self.lds_bytes, descriptor.get("private_segment_fixed_size"),
         )  # fmt: skip
+        self.memory.forget()
         kernarg = self.memory.map(np.frombuffer(self._kernarg, np.uint8), "kernel arguments")
         try:
             with np.errstate(all="ignore"):
                 for first in range(0, groups, self.groups_per_batch):
                     batch = np.arange(first, min(first + self.groups_per_batch, groups))
                     self._run_batch(batch, kernarg.start, report)
+            report.touched_bytes = self.memory.touched_bytes
         finally:
             for buffer in (kernarg, *self._own):
                 self.memory.unmap(buffer)

@@ -14,7 +14,8 @@ _VIEWS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex1
 
 
 class Buffer:
-    """`array`'s bytes at `start`, in place. written: uint8 per byte, or None when all are."""
+    """`array`'s bytes at `start`, in place. written: uint8 per byte, or None when all are. touched: per 64-byte line
+    whether it was accessed since `Memory.forget`."""
 
     def __init__(self, name: str, start: int, array: np.ndarray, written: bool):
         if not array.flags.c_contiguous:
@@ -23,6 +24,7 @@ class Buffer:
         self.data = array.reshape(-1).view(np.uint8)
         self.end = start + self.data.size
         self.written = None if written else np.zeros(self.data.size, np.uint8)
+        self.touched = np.zeros((self.data.size >> 6) + 1, bool)
         self.writeable = array.flags.writeable
 
 
@@ -139,8 +141,19 @@ class Memory:
             words = [np.where(mask, p, w) for p, w in zip(part, words, strict=True)]
         return words
 
+    def forget(self) -> None:
+        """Begin a new account of touched lines."""
+        for buffer in self.buffers:
+            buffer.touched[:] = False
+
+    @property
+    def touched_bytes(self) -> int:
+        """Bytes of the distinct 64-byte lines (of buffers that begin at a line) accessed since `forget`."""
+        return 64 * sum(int(np.count_nonzero(buffer.touched)) for buffer in self.buffers)
+
     def _load(self, waves, buffer: Buffer, address, width: int, active):
         offsets = address - buffer.start
+        buffer.touched[offsets >> 6] = True
         if buffer.written is not None:
             good = np.uint32(0x01010101 & ((1 << (8 * min(width, 4))) - 1))
             bad = np.zeros(address.shape, bool)
@@ -166,6 +179,7 @@ class Memory:
             else:
                 offsets, values = offsets[chosen], [v[chosen] for v in values]
             scatter(buffer.data, offsets, values, width)
+            buffer.touched[offsets >> 6] = True
             if buffer.written is not None:
                 ones = np.full(offsets.shape, 0x01010101, np.uint32)
                 scatter(buffer.written, offsets, [ones] * len(values), width)

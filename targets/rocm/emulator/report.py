@@ -28,7 +28,8 @@ class Traffic:
 class Report:
     """classes: wave instructions per unit (SALU, SMEM, VALU, VOPD, WMMA, LDS, VMEM, SCRATCH, CONTROL); mnemonics: per
     mnemonic; lines: per line of the assembly; traffic: (space, operation, bytes per lane) → Traffic, where space is
-    global, lds, scratch or scalar and operation load, store or atomic."""
+    global, lds, scratch or scalar and operation load, store or atomic; touched_bytes: of distinct 64-byte lines of
+    global memory."""
 
     kernel: str
     workgroups: int
@@ -38,6 +39,7 @@ class Report:
     lds_bytes: int
     scratch_bytes: int
     barriers: int = 0
+    touched_bytes: int = 0
     classes: Counter = field(default_factory=Counter)
     mnemonics: Counter = field(default_factory=Counter)
     lines: Counter = field(default_factory=Counter)

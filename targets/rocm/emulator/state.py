@@ -130,6 +130,15 @@ class Waves:
         if written.all():
             self.scalar_loose.discard(index)
 
+    def copy_scalar(self, index: int):
+        """What moving a scalar register to a vector register gives: (uint32 [n, 1], masks of defined lanes, None)."""
+        written = self.scalar_written[index]
+        if written.all():
+            self.scalar_loose.discard(index)
+            return self.scalar[index][self.where][:, None], None, None
+        good = np.where(written[self.where], self.all_lanes, self.mask_type(0))
+        return self.scalar[index][self.where][:, None], (good, good), None
+
     def write_scalar(self, index: int, value) -> None:
         if index == NULL:
             return

@@ -15,7 +15,7 @@ import numpy as np
 from .errors import UnknownInstruction
 from .fetch import WIDTH, Source, source
 from .lanes import dpp_control
-from .operands import VCC_LO, Operand
+from .operands import NULL, SCC, VCC_LO, Operand
 from .parser import Instruction, Kernel
 from .rounding import flush
 from .table import handles
@@ -124,8 +124,14 @@ def prepare_entry(table: Entry, instruction: Instruction, kernel: Kernel, halves
     register_set = frozenset(r for r, _ in registers)
     getters = [s.get for s in sources]
     function, mask_out, needs_waves = table.function, table.mask_out, table.needs_waves
+    copied = operands[0].index if table is ENTRIES["v_mov_b32"] and operands[0].kind == "s" else None
+    if copied in (NULL, SCC):
+        copied = None
 
     def compute(waves):
+        if copied in waves.scalar_loose:
+            # LLVM copies a scalar that has no value yet into a vector register where another path will give it one
+            return waves.copy_scalar(copied)
         arguments = [get(waves) for get in getters]
         defined = None
         if not waves.loose.isdisjoint(register_set):

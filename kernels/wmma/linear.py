@@ -1,0 +1,229 @@
+"""y = epilogue(prologue(x) @ W^T) for many tokens, in 16 x 16 x 16 products of a wave.
+
+Two kernels: `_prepare` normalises the activations and writes them as float16; the product stages both operands, weights
+dequantised to float16, in shared memory. A block of eight waves computes 128 tokens x 128 weight rows, a wave 32 x 64.
+
+Fragments are those of RDNA3's v_wmma_f32_16x16x16_f16 (AMD's "RDNA3 Instruction Set Architecture", Wave Matrix Multiply
+Accumulate): lane l holds 16 neighbouring columns of row l % 16 of either operand, and of the float32 result elements
+(2 i + l / 16, l % 16) for i in 0 … 7.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from mlcrt.kernels.records import Linear
+from mlcrt.kernels.simt.common import (
+    Machine,
+    Register,
+    barrier,
+    block_reduce,
+    launch,
+    local,
+    prim_func,
+    shared,
+    strided,
+)
+from mlcrt.kernels.simt.linear import LinearKernel
+
+TOKENS, ROWS, DEPTH = 128, 128, 32  # of a block: tokens, weight rows, columns of a step
+WAVE_TOKENS, WAVE_ROWS = 32, 64
+THREADS = 256
+PITCH = DEPTH + 8  # float16 between rows in shared memory: eight rows of 16 bytes meet all banks once
+
+
+def covers(op: Linear) -> bool:
+    """Any number of tokens in half precision; schemes that compute in float32 keep their plain kernels."""
+    return op.tokens is None and op.scheme.dtype == "float16"
+
+
+def _padded(op: Linear) -> int:
+    return -(-op.columns // DEPTH) * DEPTH
+
+
+def prepared_shape(op: Linear, n) -> tuple:
+    """Float32 workspace that holds the activations as float16."""
+    return (n, _padded(op) // 2)
+
+
+def prefill_linear(op: Linear, machine: Machine, product: Callable, name: str = "linear"):
+    """PrimFunc(x [n, K] f32, weight parts, [norm [K]], [bias [rows]], [residual [n, units]], y [n, units] f32,
+    prepared).
+
+    product(a, b, c): a @ b^T + c of one wave, where a and b are float16x16 and c is float32x8 fragments.
+    """
+
+    def body() -> None:
+        kernel = LinearKernel(op, machine)
+        prepared = T.match_buffer(T.arg("prepared", T.handle()), prepared_shape(op, kernel.n), "float32")
+        _prepare(kernel, prepared)
+        _Product(kernel, product, prepared).emit()
+
+    return prim_func(name, body)
+
+
+def _prepare(k: LinearKernel, prepared) -> None:
+    """Per token x, or RMSNorm(x), rounded to float16; zero beyond the columns."""
+    op = k.op
+    with launch(bx=k.n, tx=THREADS) as (token, thread):
+        inverse = None
+        if k.norm is not None:
+            squares = Register(T.float32(0))
+            with strided(op.columns, thread, THREADS) as i:
+                value = T.bind(T.BufferLoad(k.x, [token, i]))
+                squares.add(value * value)
+            inverse = k.inverse_rms(block_reduce(k.machine, squares.get(), lambda a, b: a + b, THREADS, thread))
+        with strided(_padded(op) // 8, thread, THREADS) as i:
+            values = local((8,), "float16")
+            for j in range(8):
+                at = i * 8 + j
+                with _where(at < op.columns, op.columns % 8 == 0 and _padded(op) == op.columns):
+                    value = k.activation_at(token, at)
+                    value = value if inverse is None else value * inverse
+                    T.buffer_store(values, tirx.Cast("float16", value), [j])
+                if _padded(op) != op.columns:
+                    with T.If(at >= op.columns), T.Then():
+                        T.buffer_store(values, T.float16(0), [j])
+            whole = tirx.reinterpret("float32x4", T.BufferLoad(values, [tirx.Ramp(0, 1, 8)]))
+            T.buffer_store(prepared, whole, [token, tirx.Ramp(i * 4, 1, 4)])
+
+
+@contextlib.contextmanager
+def _where(condition, always: bool):
+    with contextlib.ExitStack() as stack:
+        if not always:
+            stack.enter_context(T.If(condition))
+            stack.enter_context(T.Then())
+        yield
+
+
+class _Product:
+    """The second kernel. With a gate, tiles of 16 rows alternate between the two parts, so that a lane has both."""
+
+    def __init__(self, k: LinearKernel, product: Callable, prepared):
+        self.k, self.op, self.product, self.prepared = k, k.op, product, prepared
+        self.block_units = ROWS // k.parts
+
+    def emit(self) -> None:
+        k, op = self.k, self.op
+        blocks = -(-op.units // self.block_units)
+        with launch(bx=blocks, by=tirx.floordiv(k.n + TOKENS - 1, TOKENS), tx=THREADS) as (block_n, block_m, thread):
+            self.thread = thread
+            self.token0, self.unit0 = T.bind(block_m * TOKENS), T.bind(block_n * self.block_units)
+            lane, wave = T.bind(tirx.floormod(thread, 32)), T.bind(tirx.floordiv(thread, 32))
+            self.row, self.high = T.bind(tirx.floormod(lane, 16)), T.bind(tirx.floordiv(lane, 16))
+            self.wave_m = T.bind(tirx.floormod(wave, TOKENS // WAVE_TOKENS) * WAVE_TOKENS)
+            self.wave_n = T.bind(tirx.floordiv(wave, TOKENS // WAVE_TOKENS) * WAVE_ROWS)
+            self.a, self.b = shared((TOKENS * PITCH,), "float16"), shared((ROWS * PITCH,), "float16")
+            self.sums = [[local((8,)) for _ in range(WAVE_ROWS // 16)] for _ in range(WAVE_TOKENS // 16)]
+            for sums in (s for tiles in self.sums for s in tiles):
+                for i in range(8):
+                    T.buffer_store(sums, T.float32(0), [i])
+            with T.serial(_padded(op) // DEPTH) as step:
+                self.stage_tokens(step)
+                self.stage_rows(step)
+                barrier()
+                for column in range(0, DEPTH, 16):
+                    self.multiply(column)
+                barrier()
+            self.store()
+
+    def stage_tokens(self, step) -> None:
+        pieces = DEPTH // 8  # of 16 bytes
+        with strided(TOKENS * pieces, self.thread, THREADS) as i:
+            token, piece = T.bind(tirx.floordiv(i, pieces)), T.bind(tirx.floormod(i, pieces))
+            source = T.bind(tirx.min(self.token0 + token, self.k.n - 1))
+            held = T.BufferLoad(self.prepared, [source, tirx.Ramp(step * (DEPTH // 2) + piece * 4, 1, 4)])
+            T.buffer_store(
+                self.a, tirx.reinterpret("float16x8", held), [tirx.Ramp(token * PITCH + piece * 8, 1, 8)]
+            )  # fmt: skip
+
+    def stage_rows(self, step) -> None:
+        """Every thread dequantises 16 neighbouring columns of one row."""
+        local_row, half = T.bind(tirx.floordiv(self.thread, 2)), T.bind(tirx.floormod(self.thread, 2))
+        unit, part = self.unit_of(local_row)
+        row = T.bind(tirx.min(unit, self.op.units - 1) + part * self.op.units)
+        column = T.bind(step * DEPTH + half * 16)
+        values = self.floats(row, column) if self.op.scheme.is_float else self.codes(row, column)
+        held = local((16,), "float16")
+        for i, value in enumerate(values):
+            T.buffer_store(held, value, [i])
+        for i in (0, 8):
+            whole = T.BufferLoad(held, [tirx.Ramp(i, 1, 8)])
+            T.buffer_store(self.b, whole, [tirx.Ramp(local_row * PITCH + half * 16 + i, 1, 8)])
+
+    def floats(self, row, column) -> list:
+        """Plain weights, zero beyond the columns."""
+        op, buffer = self.op, self.k.weights.buffers[""]
+        held = local((16,), op.scheme.float_storage)
+        if op.columns % 16:
+            for i in range(16):
+                T.buffer_store(held, tirx.Cast(op.scheme.float_storage, T.float32(0)), [i])
+                with T.If(column + i < op.columns), T.Then():
+                    T.buffer_store(held, T.BufferLoad(buffer, [row, column + i]), [i])
+        else:
+            with _where(column < op.columns, _padded(op) == op.columns):
+                for i in (0, 8):
+                    T.buffer_store(
+                        held, T.BufferLoad(buffer, [row, tirx.Ramp(column + i, 1, 8)]), [tirx.Ramp(i, 1, 8)]
+                    )  # fmt: skip
+            if _padded(op) != op.columns:
+                with T.If(column >= op.columns), T.Then():
+                    for i in range(16):
+                        T.buffer_store(held, tirx.Cast(op.scheme.float_storage, T.float32(0)), [i])
+        return [tirx.Cast("float16", T.BufferLoad(held, [i])) for i in range(16)]
+
+    def codes(self, row, column) -> list:
+        """Dequantised weights; beyond the columns they meet activations of zero."""
+        w = self.k.weights
+        count = 16 // w.per_word
+        first = T.bind(tirx.floordiv(column, w.per_word))
+        held = local((count,), "uint32")
+        index, whole = (first, 0) if count == 1 else (tirx.Ramp(first, 1, count), tirx.Ramp(0, 1, count))
+        T.buffer_store(held, T.BufferLoad(w.buffers["codes"], [row, index]), [whole])
+        scale, offset = w.affine(row, first)
+        offset, values = T.bind(offset), []
+        for i in range(count):
+            stored = T.bind(T.BufferLoad(held, [i]))
+            values += [tirx.Cast("float16", scale * v + offset) for v in w.values(stored, row, first + i)]
+        return values
+
+    def unit_of(self, local_row):
+        """(unit, part) of a row of the block."""
+        if self.k.parts == 1:
+            return self.unit0 + local_row, 0
+        tile = tirx.floordiv(local_row, 16)
+        return self.unit0 + tirx.floordiv(tile, 2) * 16 + tirx.floormod(local_row, 16), tirx.floormod(tile, 2)
+
+    def fragment(self, buffer, first, column: int):
+        """Row `first` + lane % 16, the 16 columns from `column`."""
+        at = T.bind((first + self.row) * PITCH + column)
+        held = local((16,), "float16")
+        for i in (0, 8):
+            T.buffer_store(held, T.BufferLoad(buffer, [tirx.Ramp(at + i, 1, 8)]), [tirx.Ramp(i, 1, 8)])
+        return T.BufferLoad(held, [tirx.Ramp(0, 1, 16)])
+
+    def multiply(self, column: int) -> None:
+        tokens = [self.fragment(self.a, self.wave_m + 16 * m, column) for m in range(WAVE_TOKENS // 16)]
+        tokens = [T.bind(f) for f in tokens]
+        for j in range(WAVE_ROWS // 16):
+            rows = T.bind(self.fragment(self.b, self.wave_n + 16 * j, column))
+            for m, a in enumerate(tokens):
+                sums, whole = self.sums[m][j], tirx.Ramp(0, 1, 8)
+                T.buffer_store(sums, self.product(a, rows, T.BufferLoad(sums, [whole])), [whole])
+
+    def store(self) -> None:
+        k, parts = self.k, self.k.parts
+        for m, tiles in enumerate(self.sums):
+            for i in range(8):
+                token = T.bind(self.token0 + self.wave_m + 16 * m + 2 * i + self.high)
+                with T.If(token < k.n), T.Then():
+                    for j in range(0, WAVE_ROWS // 16, parts):
+                        unit, _ = self.unit_of(self.wave_n + 16 * j + self.row)
+                        unit = T.bind(unit)
+                        with T.If(unit < k.op.units), T.Then():
+                            k.finish(token, unit, [T.BufferLoad(tiles[j + p], [i]) for p in range(parts)])

@@ -1,0 +1,47 @@
+"""The check and the table of `mlcrt compile`: every kernel of a built library, on every chip it was built for."""
+
+from __future__ import annotations
+
+from mlcrt.errors import MlcrtError
+
+from .assembly import listings
+from .lint import KernelFacts, examine
+
+
+def rows(module) -> list[dict]:
+    """One row per kernel and chip. Raises MlcrtError for a barrier that LDS stores may cross, and for a kernel that no
+    chip could start."""
+    found = []
+    for made in listings(module):
+        for arch, text in made.texts.items():
+            found += examine(text, arch, made.threads)
+    for facts in found:
+        if facts.racing:
+            raise MlcrtError(
+                f"{facts.kernel} for {facts.chip} was compiled into code that races: the barrier at line "
+                f"{facts.racing[0]} of its assembly can be reached with LDS stores in flight; this is a fault of mlcrt"
+            )
+        if facts.threads > facts.most_threads or facts.lds > 65536 or not facts.occupancy:
+            raise MlcrtError(
+                f"{facts.kernel} cannot run on {facts.chip}: it takes {facts.threads} threads and {facts.lds} bytes of "
+                f"LDS, where {facts.most_threads} and 65536 are allowed; compile this model for cpu"
+            )
+    return [_row(f) for f in sorted(found, key=lambda f: f.kernel)]
+
+
+def _row(f: KernelFacts) -> dict:
+    share = f.wide_share
+    return {
+        "kernel": f.kernel.removesuffix("_kernel"),
+        "chip": f.chip,
+        "threads": f.threads,
+        "VGPRs": f.vgprs,
+        "SGPRs": f.sgprs,
+        "LDS bytes": f.lds,
+        "spills": f.spills,
+        "scratch bytes": f.scratch,
+        "waves/SIMD": f.occupancy,
+        "load widths": " ".join(f"{count}x{8 * width}" for width, count in sorted(f.loads.items(), reverse=True)),
+        "128-bit share": "" if share is None else f"{100 * share:.0f} %",
+        "barriers": f.barriers,
+    }

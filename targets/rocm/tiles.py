@@ -1,0 +1,67 @@
+"""Tile numbers, lane exchange and packed arithmetic for AMD GPUs."""
+
+from __future__ import annotations
+
+from tvm import tirx
+
+from mlcrt.kernels import wmma
+from mlcrt.kernels.records import Linear
+from mlcrt.kernels.simt import Library, Machine, Tiles
+from mlcrt.kernels.simt.attention import AttentionTiles
+from mlcrt.kernels.simt.linear import LinearTiles
+
+from . import assembly  # makes TVM build AMD code as this project wants it
+from .architecture import RocmArch
+
+
+def exchange(value, mask: int):
+    """The value of lane `lane ^ mask`; mask is a power of two below the lanes of a wave (llvm/exchange-*.ll)."""
+    bits = value if str(value.ty.dtype) == "int32" else tirx.reinterpret("int32", value)
+    other = tirx.call_extern("int32", f"mlcrt_xor_{mask}", bits)
+    return other if str(value.ty.dtype) == "int32" else tirx.reinterpret(str(value.ty.dtype), other)
+
+
+def dot8(word, x):
+    """Sum of (code - 8) * x over a word's codes (llvm/dot8-*.ll)."""
+    return tirx.call_extern("float32", "mlcrt_dot8", tirx.reinterpret("int32", word), x)
+
+
+THREADS = 256  # of a workgroup at most, see architecture.chip_target
+
+
+def tiles(arch: RocmArch) -> Tiles:
+    """Work is shared out among the compute units of the largest chip: 20 subgroups for each when multiplying by a
+    weight, 4 workgroups for each in attention. A small chip loses little by more slices than it needs."""
+    cus = max(chip.cus for chip in arch.chips)
+    linear = LinearTiles(gemv_fill=20 * cus, gemv_subgroups=THREADS // arch.lanes, gemv_staged=56 << 10)
+    return Tiles(linear, AttentionTiles(subgroups=128 // arch.lanes, blocks=4 * cus))
+
+
+def product(a, b, c):
+    """a @ b^T + c for one wave (llvm/matrix-*.ll): float16x16, float16x16, float32x8."""
+    return tirx.call_extern("float32x8", "mlcrt_product", a, b, c)
+
+
+class RocmLibrary(Library):
+    """`matrix`: many tokens go through 16 x 16 products of a wave."""
+
+    def __init__(self, tiles: Tiles, kv_dtype: str, machine: Machine, matrix: bool):
+        super().__init__(tiles, kv_dtype, machine)
+        self.matrix = matrix
+
+    def generating(self):
+        return assembly.quiet()
+
+    def build_linear(self, op: Linear, name: str):
+        if self.matrix and wmma.covers(op):
+            return wmma.prefill_linear(op, self.machine, product, name)
+        return super().build_linear(op, name)
+
+    def linear_scratch(self, op: Linear, n) -> list:
+        return [wmma.prepared_shape(op, n)] if self.matrix and wmma.covers(op) else super().linear_scratch(op, n)
+
+
+def library(arch: RocmArch, kv_dtype: str) -> Library:
+    """Chips with waves of 32 lanes multiply matrices by WMMA or, in the same fragments, by dot products."""
+    matrix = all(chip.lanes == 32 for chip in arch.chips)
+    return RocmLibrary(tiles(arch), kv_dtype, Machine(arch.lanes, exchange, dot8), matrix)
