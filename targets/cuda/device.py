@@ -65,6 +65,28 @@ def _load_tvm_runtime(folder: Path) -> None:
         raise MlcrtError(f"TVM's CUDA runtime cannot be loaded ({error}); install apache-tvm again") from None
 
 
+_DATA, _BYTE_OFFSET = 0, 40  # of DLTensor's fields, see dlpack.h
+
+
+class _Moved:
+    """A view whose offset has gone into its address, for kernels take tensors that begin where their memory does."""
+
+    def __init__(self, view):
+        self.view = view
+
+    def __dlpack__(self, **options):
+        capsule = self.view.__dlpack__()
+        pointer = ctypes.pythonapi.PyCapsule_GetPointer
+        pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+        tensor = pointer(capsule, b"dltensor")
+        data, offset = (ctypes.c_uint64.from_address(tensor + field) for field in (_DATA, _BYTE_OFFSET))
+        data.value, offset.value = data.value + offset.value, 0
+        return capsule
+
+    def __dlpack_device__(self):
+        return self.view.__dlpack_device__()
+
+
 ALIGNMENT = 256  # of a tensor in the arena, in bytes
 
 
@@ -87,9 +109,10 @@ class CudaRuntime(DeviceRuntime):
     def place(self, array: np.ndarray):
         if self._arena is None or self._used + array.nbytes > self._arena.shape[0]:
             return super().place(array)
-        tensor = self._arena._create_view(array.shape, str(array.dtype), self._used)
-        tensor.copyfrom(np.ascontiguousarray(array))
+        view = self._arena._create_view(array.shape, str(array.dtype), self._used)
         self._used += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+        tensor = self._tvm.runtime.from_dlpack(_Moved(view))
+        tensor.copyfrom(np.ascontiguousarray(array))
         return tensor
 
     def available_bytes(self) -> int | None:
