@@ -14,7 +14,8 @@ class Kernel:
     """What an operator lowers to: equal keys share one PrimFunc.
 
     inplace: per output the argument it overwrites (-1: a new tensor); scratch: shapes of float32 workspaces passed
-    after the outputs.
+    after the outputs. variants: builders of PrimFuncs with the same arguments and grid for other devices, of which the
+    target's runtime may take one instead, under the name that alternative_name(name, variant) gives.
     """
 
     name: str
@@ -23,3 +24,5 @@ class Kernel:
     args: list
     inplace: list[int] | None = None
     scratch: list[tuple] = field(default_factory=list)
+    variants: dict[str, Callable] = field(default_factory=dict)
+    alternative_name: Callable[[str, str], str] | None = None

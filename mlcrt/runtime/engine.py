@@ -90,7 +90,7 @@ class Engine:
             return parse_target(device)[0]
         compiled = opened.manifest["targets"]
         for name, module in all_targets().items():
-            if name in compiled and module.probe().available:
+            if name in compiled and module.probe().preferred:
                 return name
         have = ", ".join(compiled) or "none"
         raise MlcrtError(f"{opened.path} has no library that this machine can run (it has: {have}); run mlcrt compile")

@@ -164,6 +164,12 @@ class Module:
             self._constants[result] = int(value)
         return result
 
+    def constant_vector(self, dtype: DType, lanes: int, value: int | float) -> int:
+        """A vector with the same constant in every lane."""
+        type_id, lane = self.vector(dtype, lanes), self.constant(dtype, value)
+        key = ("constant", type_id, lane)
+        return self._unique_global(key, "ConstantComposite", *[lane] * lanes, type_id=type_id)
+
     def integer_value(self, value: int) -> int | None:
         """The value of an id that is an integer constant."""
         return self._constants.get(value)

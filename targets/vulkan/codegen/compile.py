@@ -54,7 +54,7 @@ def _compile(function: tirx.PrimFunc, name: str) -> ShaderModule:
     module = Module()
     expressions = Expressions(module, analysis)
     module.start()
-    arguments, size = _layout(function)
+    arguments, size = _layout(function, analysis)
     in_buffer = size > PUSH_CONSTANT_LIMIT
     _read_arguments(expressions, function, arguments, in_buffer)
     Statements(expressions, analysis).emit(function.body)
@@ -102,14 +102,16 @@ def _slot(dtype: DType) -> DType:
 _SLOT_NAMES = {I32: "int32", U32: "uint32", I64: "int64", U64: "uint64", F32: "float32", F64: "float64"}
 
 
-def _layout(function: tirx.PrimFunc) -> tuple[tuple[Argument, ...], int]:
+def _layout(function: tirx.PrimFunc, analysis: Analysis) -> tuple[tuple[Argument, ...], int]:
     """Arguments in call order, each at a multiple of its size; the size of the block in bytes."""
     out, offset = [], 0
     for param in function.params:
         dtype = "pointer" if is_pointer(param) else _SLOT_NAMES[_slot(parse(str(param.ty.dtype))[0])]
         size = Argument(param.name, dtype, 0).size
         offset = -(-offset // size) * size
-        out.append(Argument(param.name, dtype, offset))
+        usage = analysis.usage.get(param)
+        reads, writes = (usage.loaded, usage.stored) if usage else (False, False)
+        out.append(Argument(param.name, dtype, offset, reads, writes))
         offset += size
     return tuple(out), -(-offset // 8) * 8
 

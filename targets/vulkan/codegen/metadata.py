@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .analysis import statements
+
 # capability → what the device must report. Plain names are members of VkPhysicalDeviceFeatures and the Vulkan11/12/13
 # and extension feature structures; "subgroup:X" is a bit of subgroupSupportedOperations; "property:X" is a member of
 # VkPhysicalDeviceVulkan12Properties.
@@ -33,11 +35,14 @@ FEATURES_OF_CAPABILITY = {
 @dataclass(frozen=True)
 class Argument:
     """One kernel argument. dtype: 'pointer' (a 64-bit device address) or the type of the slot: int32, uint32, int64,
-    uint64, float32 or float64 (narrower scalars are widened); offset: bytes into the argument block."""
+    uint64, float32 or float64 (narrower scalars are widened); offset: bytes into the argument block; reads, writes:
+    what the kernel does behind a pointer."""
 
     name: str
     dtype: str
     offset: int
+    reads: bool = False
+    writes: bool = False
 
     @property
     def size(self) -> int:
@@ -54,6 +59,7 @@ class ShaderModule:
     workgroup_size: threads in x, y, z. shared_bytes: workgroup memory. requirements: what the device must report (see
     FEATURES_OF_CAPABILITY). subgroup: the kernel uses subgroup operations, so its pipeline needs full subgroups;
     min_subgroup_size: the smallest subgroup it is correct for; subgroup_size: the one it was made for, or None.
+    grid_divisor: what the extents of the grid in a call are divided by, rounding up.
     """
 
     name: str
@@ -69,6 +75,7 @@ class ShaderModule:
     subgroup: bool
     min_subgroup_size: int
     subgroup_size: int | None
+    grid_divisor: tuple[int, int, int] = (1, 1, 1)
 
     @property
     def push_constant_bytes(self) -> int:
@@ -76,3 +83,12 @@ class ShaderModule:
 
 
 PUSH_CONSTANT_LIMIT = 128  # bytes: what every Vulkan device has
+
+
+def grid_extents(function) -> dict[str, str]:
+    """blockIdx.* → extent of a lowered function, in words that two functions can be compared by."""
+    return {
+        str(s.node.thread_tag): str(s.value)
+        for s in statements(function.body)
+        if type(s).__name__ == "AttrStmt" and s.attr_key == "thread_extent" and str(s.node.thread_tag)[0] == "b"
+    }
