@@ -8,19 +8,24 @@ from mlcrt.errors import UsageError
 from mlcrt.targets import host_machine
 
 SIZES = (8, 16, 32, 64)  # lanes of a subgroup: CPUs, Intel and Arm, NVIDIA and AMD, older AMD and Adreno
-_DEFAULT = ("s32", "s64", "s16", "s8")
-_KNOWN = tuple(f"s{size}{kind}" for size in SIZES for kind in ("", "f"))
+_DEFAULT = ("s8", "s16", "s32", "s32m", "s64")
+_KNOWN = (*(f"s{size}{kind}" for size in SIZES for kind in ("", "f")), "s32m")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One set of kernels: lanes of a subgroup; half: whether it computes in float16, which not every device does."""
+    """One set of kernels: lanes of a subgroup; half: whether it computes in float16, which not every device does;
+    matrices: prefill with cooperative matrices, everything else as without."""
 
     tag: str
 
     @property
     def lanes(self) -> int:
-        return int(self.tag.strip("sf"))
+        return int(self.tag.strip("sfm"))
+
+    @property
+    def matrices(self) -> bool:
+        return self.tag.endswith("m")
 
     @property
     def half(self) -> bool:
@@ -51,15 +56,17 @@ class VulkanArch:
 
 def attributes(arch: str = "") -> VulkanArch:
     """'' (kernels for every device), kinds by name separated by '+' or ',' (s8+s32: subgroups of 8 and of 32 lanes,
-    s32f: without float16 arithmetic), or a device of this machine by number or part of its name."""
+    s32f: without float16 arithmetic, s32m: with cooperative matrices), or a device of this machine by number or part of its name."""
     names = tuple(a for a in arch.replace("+", ",").split(",") if a)
     if names and all(n in _KNOWN for n in names):
-        return VulkanArch("+".join(names), tuple(Variant(n) for n in names))
+        whole = {n for n in names} | {n.removesuffix("m") for n in names}
+        ordered = tuple(sorted(map(Variant, whole), key=lambda v: (v.matrices, v.lanes, not v.half)))
+        return VulkanArch("+".join(v.tag for v in ordered), ordered)
     if names:
         from .device import find_device  # a device, or a UsageError that says what there is
 
         find_device(arch)
-    return VulkanArch("+".join(_DEFAULT), tuple(Variant(n) for n in _DEFAULT))
+    return attributes("+".join(_DEFAULT))
 
 
 def unknown(arch: str, devices: list[str]) -> UsageError:

@@ -2,7 +2,7 @@
 
 Layout (little-endian; number = u32, text = number of bytes + bytes, list = count + items): the magic line, then a list
 of kernels, each
-    text name, text unit, text variant, number lanes, number uses-subgroups,
+    text name, text unit, text variant, number lanes, number preference (less is better), number uses-subgroups,
     list of (number place-in-call, number kind, number offset, number access), number argument-bytes, number in-buffer,
     3 numbers place-of-grid-extent + 1 (0: absent), 3 numbers divisor, 3 numbers workgroup, number shared-bytes,
     list of text requirement, text code
@@ -28,7 +28,7 @@ _MAGIC = b"mlcrt-vulkan-1\n"
 _KINDS = {"pointer": 0, "int32": 1, "uint32": 1, "int64": 2, "uint64": 2, "float32": 3, "float64": 4}
 _BLOCKS = tuple(f"blockIdx.{axis}" for axis in "xyz")
 # function names: unit, the variant that the host calls, perhaps another variant, and the kernel's number
-_NAME = re.compile(r"(?P<unit>.+__v_(?P<tag>s\d+f?)_\d*)(?:__or_(?P<other>s\d+f?))?(?P<kernel>_kernel(?:_\d+)?)")
+_NAME = re.compile(r"(?P<unit>.+__v_(?P<tag>s\d+[fm]?)_\d*)(?:__or_(?P<other>s\d+[fm]?))?(?P<kernel>_kernel(?:_\d+)?)")
 
 
 def variant_name(name: str, tag: str) -> str:
@@ -56,31 +56,57 @@ def pack(mod: tvm.IRModule) -> bytes:
     for name, shader in shaders.items():
         match = _NAME.fullmatch(name)
         if match is None:
-            entries.append(_entry(shader, shader, name, name, ""))
+            entries.append(_entry(shader, shader, name, name, "", (1, 1, 1)))
             continue
         called = match["unit"] + match["kernel"]
         if called not in shaders:
             raise CodegenError(f"the kernel {name} has no counterpart {called}")
-        if extents[name] != extents[called]:
+        divisor = [_divisor(extents[called].get(tag, "1"), extents[name].get(tag, "1")) for tag in _BLOCKS]
+        if None in divisor:
             raise CodegenError(f"{name} and {called} have different grids: {extents[name]} and {extents[called]}")
-        entries.append(_entry(shader, shaders[called], called, match["unit"], match["other"] or match["tag"]))
+        tag = match["other"] or match["tag"]
+        entries.append(_entry(shader, shaders[called], called, match["unit"], tag, divisor))
     return _MAGIC + _list(entries)
 
 
-def _entry(shader: ShaderModule, called: ShaderModule, name: str, unit: str, variant: str) -> bytes:
+# an extent that is a number of tiles: dimension, tile - 1, log2 of the tile
+_TILES = re.compile(r"(?P<name>\w+) \+ (?P<less>\d+) >> (?P<shift>\d+)")
+
+
+def _divisor(called: str, own: str) -> int | None:
+    """By how much the called variant's tiles are smaller, from the extents of one axis of the grids: the power of two
+    that the first is divided by, rounding up, to give the second. None where there is none."""
+    if called == own:
+        return 1
+    if called.isdigit() and own.isdigit():
+        powers = (1 << shift for shift in range(1, 16))
+        return next((p for p in powers if -(-int(called) // p) == int(own)), None)
+    if called.isidentifier():
+        called = f"{called} + 0 >> 0"
+    first, second = _TILES.fullmatch(called), _TILES.fullmatch(own)
+    if not first or not second or first["name"] != second["name"]:
+        return None
+    if any(int(m["less"]) != (1 << int(m["shift"])) - 1 for m in (first, second)):
+        return None
+    power = int(second["shift"]) - int(first["shift"])
+    return 1 << power if power >= 0 else None
+
+
+def _entry(shader: ShaderModule, called: ShaderModule, name: str, unit: str, variant: str, divisor) -> bytes:
     parameters = [
         _numbers(place, _KINDS[a.dtype], a.offset, a.reads + 2 * a.writes)
         for place, a in zip(_places(shader, called), shader.arguments, strict=True)
     ]
     tags = list(called.launch)
     grid = [len(called.arguments) + tags.index(tag) + 1 if tag in tags else 0 for tag in _BLOCKS]
-    lanes = int(variant.strip("sf")) if variant else 0
+    lanes = int(variant.strip("sfm")) if variant else 0
+    preference = {"m": 0, "f": 2}.get(variant[-1:], 1)
     return b"".join(
         [
             *map(_text, (name, unit, variant)),
-            _numbers(lanes, shader.subgroup),
+            _numbers(lanes, preference, shader.subgroup),
             _list(parameters),
-            _numbers(shader.argument_bytes, shader.arguments_in_buffer, *grid, *shader.grid_divisor),
+            _numbers(shader.argument_bytes, shader.arguments_in_buffer, *grid, *divisor),
             _numbers(*shader.workgroup_size, shader.shared_bytes),
             _list([_text(r) for r in shader.requirements]),
             _text(shader.code),

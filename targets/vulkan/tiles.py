@@ -10,11 +10,12 @@ from tvm.script.ir_builder import IRBuilder
 
 from mlcrt.errors import MlcrtError
 from mlcrt.kernels import Kernel
+from mlcrt.kernels.records import Linear
 from mlcrt.kernels.simt import Library, Machine, Tiles
 from mlcrt.kernels.simt.attention import AttentionTiles
 from mlcrt.kernels.simt.linear import LinearTiles
 
-from . import build  # registers the code generator with TVM
+from . import build, matrix  # registers the code generator with TVM
 from .architecture import Variant, VulkanArch
 
 # A block has 256 threads at most where the subgroup allows it, so that it runs on every device; small subgroups get
@@ -37,7 +38,15 @@ def machine(variant: Variant) -> Machine:
 
 
 def tiles(variant: Variant) -> Tiles:
-    return Tiles(LinearTiles(gemv_subgroups=_SUBGROUPS), AttentionTiles())
+    # grids of the first variant are for all, and the others' tiles are multiples of its tiles
+    return Tiles(LinearTiles(gemv_subgroups=_SUBGROUPS, gemm_tile=32 if variant.lanes == 8 else 64), AttentionTiles())
+
+
+class MatrixLibrary(Library):
+    """Prefill's linear layers with cooperative matrices."""
+
+    def build_linear(self, op: Linear, name: str):
+        return matrix.linear(op, self.machine, name)
 
 
 class VariantLibrary(Library):
@@ -47,7 +56,9 @@ class VariantLibrary(Library):
         first, *others = arch.variants
         super().__init__(tiles(first), kv_dtype, machine(first))
         self.first = first
-        self.others = {v.tag: Library(tiles(v), kv_dtype, machine(v)) for v in others}
+        self.others = {
+            v: (MatrixLibrary if v.matrices else Library)(tiles(v), kv_dtype, machine(v)) for v in others
+        }
 
     def __getattribute__(self, name: str):
         if name not in _OPERATORS:
@@ -58,11 +69,13 @@ class VariantLibrary(Library):
         kernel: Kernel = getattr(super(), operator)(attributes, args)
         name = build.variant_name(kernel.name, self.first.tag)
         variants = {}
-        for tag, library in self.others.items():
+        for variant, library in self.others.items():
             other: Kernel = getattr(library, operator)(attributes, args)
+            if variant.matrices and not (operator == "linear" and matrix.suits(other.key[1])):
+                continue
             if [tuple(map(str, s)) for s in other.scratch] != [tuple(map(str, s)) for s in kernel.scratch]:
-                raise MlcrtError(f"{kernel.name} needs other workspaces for {tag} than for {self.first.tag}")
-            variants[tag] = partial(_named, other.build)
+                raise MlcrtError(f"{kernel.name} needs other workspaces for {variant.tag} than for {self.first.tag}")
+            variants[variant.tag] = partial(_named, other.build)
         first = partial(_named, kernel.build)
         return replace(kernel, name=name, build=first, variants=variants, alternative_name=build.alternative_name)
 

@@ -104,6 +104,7 @@ class Analysis:
     used: set = field(default_factory=set)  # variables that appear in an expression
     threads: dict[str, int] = field(default_factory=dict)  # threadIdx.* → extent
     synchronises: bool = False
+    matrices: bool = False  # cooperative matrices, which bring the Vulkan memory model
     unaligned: set = field(default_factory=set)  # buffers and pointers
 
     def __post_init__(self):
@@ -190,6 +191,8 @@ class Analysis:
         name = call_name(call)
         if name == "tvm_storage_sync":
             self.synchronises = True
+        elif name == "call_extern":
+            self.matrices |= call.args[0].value.startswith("matrix_")
         elif name in ("address_of", "tvm_access_ptr"):  # an atomic reads and writes behind it
             target = call.args[0] if name == "address_of" else call.args[1]
             root = self.roots[target.source] if type(target).__name__ == "TensorLoad" else self.root_of_pointer(target)

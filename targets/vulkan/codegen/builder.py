@@ -129,6 +129,14 @@ class Module:
         element = self.type(dtype)
         return element if lanes == 1 else self._unique_global(("vector", element, lanes), "TypeVector", element, lanes)
 
+    def matrix(self, dtype: DType, use: int) -> int:
+        """A 16x16 cooperative matrix of the subgroup."""
+        self.use(dtype)
+        self.capabilities |= {"CooperativeMatrixKHR", "VulkanMemoryModel"}
+        sizes = [self.constant(U32, value) for value in (spirv.SUBGROUP_SCOPE, 16, 16, use)]
+        element = self.type(dtype)
+        return self._unique_global(("matrix", element, use), "TypeCooperativeMatrixKHR", element, *sizes)
+
     def array(self, element: int, length: int) -> int:
         return self._unique_global(("array", element, length), "TypeArray", element, self.constant(U32, length))
 
@@ -214,7 +222,8 @@ class Module:
         for extension in sorted(needed):
             self._emit(out, "Extension", *_string(extension))
         self._emit(out, "ExtInstImport", self.glsl, *_string("GLSL.std.450"))
-        self._emit(out, "MemoryModel", spirv.PHYSICAL_STORAGE_BUFFER_64, spirv.GLSL450)
+        model = spirv.VULKAN if "VulkanMemoryModel" in self.capabilities else spirv.GLSL450
+        self._emit(out, "MemoryModel", spirv.PHYSICAL_STORAGE_BUFFER_64, model)
         self._emit(out, "EntryPoint", spirv.GL_COMPUTE, main, *_string("main"), *self._interface)
         self._emit(out, "ExecutionMode", main, spirv.LOCAL_SIZE, *workgroup_size)
         for mode in self.execution_modes:

@@ -9,6 +9,7 @@ Kernels reach what TensorIR has no operator for through call_pure_extern(dtype, 
     dot4_i8 (a, b, c)  dot4_u8 (a, b, c)                          c + the sum of four byte products of two 32-bit words
     dot8_f16 (w, x)                                               float32 sum of (code - 8) * x over the 4-bit codes of
                                                                   a word; x: float16x8 of elements 0 4 1 5 2 6 3 7
+    matrix_… see matrices.py
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from . import dtypes, spirv
 from .analysis import call_name, literal
 from .dtypes import BOOL, F16, F32, I32, U32, DType
 from .errors import CodegenError
+from .matrices import Matrices
 
 if TYPE_CHECKING:
     from .expressions import Expressions
@@ -53,6 +55,7 @@ class Intrinsics:
         self.min_subgroup_size = 1
         self.subgroup = False
         self.extended_types = False
+        self._matrices = Matrices(expressions)
         self._loops: list[tuple[int, int]] = []  # (merge, continue) of the loops around
         self._special: dict[str, Callable] = {
             "if_then_else": lambda c: self.x.conditional(*c.args),
@@ -102,6 +105,9 @@ class Intrinsics:
 
     def _named(self, name: str, call, arguments: list) -> list[int]:
         dtype = dtypes.of(call)[0]
+        if name.startswith("matrix_"):
+            self.subgroup = True
+            return self._matrices.call(name, arguments)
         if name == "dot8_f16":
             return [self._dot8(self.x.scalar(arguments[0]), self.x.lanes(arguments[1]))]
         if name in _DOTS:
@@ -227,6 +233,8 @@ class Intrinsics:
         if any(usage.loaded and usage.stored and root in self.x.memory.addresses
                for root, usage in self.x.memory.analysis.usage.items()):  # fmt: skip
             order |= spirv.UNIFORM_MEMORY
+        if self.x.memory.analysis.matrices:
+            order |= spirv.MAKE_AVAILABLE | spirv.MAKE_VISIBLE
         scope_id = self.m.constant(U32, scope)
         self.m.effect("ControlBarrier", scope_id, scope_id, self.m.constant(U32, order))
         return []

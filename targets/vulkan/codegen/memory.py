@@ -62,6 +62,8 @@ class Memory:
             usage = self.analysis.usage[root]
             constant = not usage.stored
             exchanged = usage.stored and usage.loaded and self.analysis.synchronises
+            if exchanged and self.analysis.matrices:
+                raise CodegenError(f"{root.name} is exchanged between threads beside matrices, which is not supported")
             access = spirv.NON_WRITABLE if constant else spirv.COHERENT if exchanged else None
             dtype, lanes = parse(str(buffer.ty.dtype))
             elements = element_count(buffer)
@@ -192,7 +194,7 @@ class Memory:
         if isinstance(target, ArrayBuffer):
             pointee = self.m.vector(target.dtype, lanes)
             pointer = self._element(target, start, constant, lanes)
-            value = self.m.op("Load", pointee, pointer)
+            value = self.m.op("Load", pointee, pointer, *self.shared_access(target))
             if lanes == 1:
                 return [value]
             return [self.m.scalar("CompositeExtract", target.dtype, value, i) for i in range(lanes)]
@@ -210,7 +212,7 @@ class Memory:
             value = values[0]
             if lanes > 1:
                 value = self.m.pure("CompositeConstruct", self.m.vector(target.dtype, lanes), *values)
-            self.m.effect("Store", self._element(target, start, constant, lanes), value)
+            self.m.effect("Store", self._element(target, start, constant, lanes), value, *self.shared_access(target))
             return
         component, count = _components(target.dtype, lanes)
         parts = values if component == target.dtype else self.a.reinterpret(component, count, target.dtype, values)
@@ -269,6 +271,20 @@ class Memory:
         base = self.m.pure("ConvertUToPtr", self.m.pointer(spirv.PHYSICAL, block), address)
         member = self.m.constant(U32, 0)
         return self.m.pure("AccessChain", self.m.pointer(spirv.PHYSICAL, pointee), base, member), pointee
+
+    def shared_access(self, target: ArrayBuffer) -> tuple[int, ...]:
+        """Memory operands of an access: in the Vulkan memory model barriers order only what is called shared."""
+        return (spirv.NON_PRIVATE,) if self.analysis.matrices and target.storage == spirv.WORKGROUP else ()
+
+    def element(self, buffer, index) -> tuple[int, int]:
+        """Pointer to the element of a workgroup buffer, which starts a vector of the array; scalars in a vector."""
+        target = self._resolve(buffer)
+        if not isinstance(target, ArrayBuffer) or target.storage != spirv.WORKGROUP:
+            raise CodegenError(f"matrices are loaded from workgroup memory only, not from {buffer.name}")
+        access = self.analysis.contiguous(buffer, [index])
+        rest, constant = self.analysis.split(access.start)
+        start = None if rest is None else (of(rest)[0], self.index_value(rest)[0], self.analysis.non_negative(rest))
+        return self._element(target, start, constant, target.chunk), target.chunk
 
     # ---- atomics
 

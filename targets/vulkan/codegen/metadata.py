@@ -28,6 +28,8 @@ FEATURES_OF_CAPABILITY = {
     "GroupNonUniformShuffle": ("subgroup:shuffle",),
     "DotProduct": ("shaderIntegerDotProduct",),
     "DotProductInput4x8BitPacked": ("shaderIntegerDotProduct",),
+    "CooperativeMatrixKHR": ("cooperativeMatrix", "matrix:16x16x16:f16:f32"),
+    "VulkanMemoryModel": ("vulkanMemoryModel",),
     "SignedZeroInfNanPreserve": (),  # per width: the emitter names the properties
 }
 
@@ -59,7 +61,6 @@ class ShaderModule:
     workgroup_size: threads in x, y, z. shared_bytes: workgroup memory. requirements: what the device must report (see
     FEATURES_OF_CAPABILITY). subgroup: the kernel uses subgroup operations, so its pipeline needs full subgroups;
     min_subgroup_size: the smallest subgroup it is correct for; subgroup_size: the one it was made for, or None.
-    grid_divisor: what the extents of the grid in a call are divided by, rounding up.
     """
 
     name: str
@@ -75,7 +76,6 @@ class ShaderModule:
     subgroup: bool
     min_subgroup_size: int
     subgroup_size: int | None
-    grid_divisor: tuple[int, int, int] = (1, 1, 1)
 
     @property
     def push_constant_bytes(self) -> int:

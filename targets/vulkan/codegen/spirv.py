@@ -30,7 +30,8 @@ OPS = {
         347: "GroupNonUniformShuffleUp", 348: "GroupNonUniformShuffleDown", 349: "GroupNonUniformIAdd",
         350: "GroupNonUniformFAdd", 353: "GroupNonUniformSMin", 354: "GroupNonUniformUMin",
         355: "GroupNonUniformFMin", 356: "GroupNonUniformSMax", 357: "GroupNonUniformUMax",
-        358: "GroupNonUniformFMax", 4450: "SDot", 4451: "UDot", 4452: "SUDot", 6035: "AtomicFAddEXT",
+        358: "GroupNonUniformFMax", 4450: "SDot", 4451: "UDot", 4452: "SUDot", 4456: "TypeCooperativeMatrixKHR", 4457: "CooperativeMatrixLoadKHR",
+        4458: "CooperativeMatrixStoreKHR", 4459: "CooperativeMatrixMulAddKHR", 6035: "AtomicFAddEXT",
     }.items()
 }  # fmt: skip
 
@@ -39,13 +40,14 @@ CAPABILITIES = {
     "GroupNonUniform": 61, "GroupNonUniformVote": 62, "GroupNonUniformArithmetic": 63, "GroupNonUniformBallot": 64,
     "GroupNonUniformShuffle": 65, "StorageBuffer16BitAccess": 4433, "StorageBuffer8BitAccess": 4448,
     "SignedZeroInfNanPreserve": 4466, "PhysicalStorageBufferAddresses": 5347, "DotProductInput4x8BitPacked": 6018,
-    "DotProduct": 6019, "AtomicFloat32AddEXT": 6033,
+    "DotProduct": 6019, "CooperativeMatrixKHR": 6022, "VulkanMemoryModel": 5345, "AtomicFloat32AddEXT": 6033,
 }  # fmt: skip
 
 EXTENSION_OF_CAPABILITY = {
     "DotProduct": "SPV_KHR_integer_dot_product",
     "DotProductInput4x8BitPacked": "SPV_KHR_integer_dot_product",
     "AtomicFloat32AddEXT": "SPV_EXT_shader_atomic_float_add",
+    "CooperativeMatrixKHR": "SPV_KHR_cooperative_matrix",
 }
 
 # GLSL.std.450 extended instructions
@@ -56,12 +58,15 @@ EXT = {
     "Ldexp": 53, "FindUMsb": 75, "NMin": 79, "NMax": 80,
 }  # fmt: skip
 
+# cooperative matrices: uses, and layouts in memory
+MATRIX_A, MATRIX_B, MATRIX_ACCUMULATOR, ROW_MAJOR, COLUMN_MAJOR = 0, 1, 2, 0, 1
 # storage classes
 INPUT, WORKGROUP, FUNCTION, PUSH_CONSTANT, PHYSICAL = 1, 4, 7, 9, 5349
 # scopes
 DEVICE_SCOPE, WORKGROUP_SCOPE, SUBGROUP_SCOPE = 1, 2, 3
 # memory semantics
 RELAXED, ACQUIRE_RELEASE, UNIFORM_MEMORY, WORKGROUP_MEMORY = 0x0, 0x8, 0x40, 0x100
+MAKE_AVAILABLE, MAKE_VISIBLE = 0x2000, 0x4000
 # decorations
 BLOCK, ARRAY_STRIDE, BUILTIN, COHERENT, NON_WRITABLE, OFFSET = 2, 6, 11, 23, 24, 35
 BUILTINS = {
@@ -70,8 +75,8 @@ BUILTINS = {
 }  # fmt: skip
 # execution models and modes, addressing and memory models
 GL_COMPUTE, LOCAL_SIZE, SIGNED_ZERO_INF_NAN_PRESERVE = 5, 17, 4461
-PHYSICAL_STORAGE_BUFFER_64, GLSL450 = 5348, 1
-ALIGNED = 2  # memory operand
+PHYSICAL_STORAGE_BUFFER_64, GLSL450, VULKAN = 5348, 1, 3
+ALIGNED, NON_PRIVATE = 0x2, 0x20  # memory operands
 UNROLL = 1  # loop control
 PACKED_4X8 = 0  # packed vector format
 REDUCE = 0  # group operation

@@ -56,6 +56,7 @@ std::vector<Kernel> ReadKernels(const std::string& bytes) {
     k.unit = in.Text();
     k.variant = in.Text();
     k.lanes = in.Number();
+    k.preference = in.Number();
     k.subgroup = in.Number();
     in.Repeat([&] {
       Parameter p;
@@ -126,7 +127,7 @@ std::vector<const Kernel*> Choose(const std::vector<Kernel>& kernels, const Phys
     Candidate& candidate = found->second;
     candidate.kernels.push_back(&kernel);
     if (candidate.missing.empty()) candidate.missing = kernel.Missing(device);
-    candidate.distance = std::max(candidate.distance, kernel.Distance(device));
+    candidate.distance = std::max<int>(candidate.distance, kernel.Distance(device) * 4 + kernel.preference);
   }
   std::vector<const Kernel*> chosen;
   for (auto& unit : units) {

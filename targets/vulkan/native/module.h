@@ -17,6 +17,7 @@ struct Parameter {
 struct Kernel {
   std::string name, unit, variant;
   uint32_t lanes = 0;      // the subgroup it was made for; 0: any
+  uint32_t preference = 0; // among variants for the same subgroup, less is better
   uint32_t subgroup = 0;   // whether it uses subgroup operations
   std::vector<Parameter> parameters;
   uint32_t argument_bytes = 0, in_buffer = 0;
