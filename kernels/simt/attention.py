@@ -134,6 +134,8 @@ class _Slices:
         self.op, self.machine, self.splits, self.n = op, machine, splits, n
         self.threads = tiles.subgroups * machine.subgroup
         self.each = next(v for v in (8, 4, 2, 1) if op.head_dim % v == 0)
+        while self.each * machine.subgroup < op.head_dim and op.head_dim % (2 * self.each) == 0:
+            self.each *= 2  # small subgroups: a lane takes several loads
         self.team = 1
         while self.team * self.each < op.head_dim:
             self.team *= 2

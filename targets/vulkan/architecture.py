@@ -56,7 +56,8 @@ class VulkanArch:
 
 def attributes(arch: str = "") -> VulkanArch:
     """'' (kernels for every device), kinds by name separated by '+' or ',' (s8+s32: subgroups of 8 and of 32 lanes,
-    s32f: without float16 arithmetic, s32m: with cooperative matrices), or a device of this machine by number or part of its name."""
+    s32f: without float16 arithmetic, s32m: with cooperative matrices), or a device of this machine by number or part
+    of its name."""
     names = tuple(a for a in arch.replace("+", ",").split(",") if a)
     if names and all(n in _KNOWN for n in names):
         whole = {n for n in names} | {n.removesuffix("m") for n in names}

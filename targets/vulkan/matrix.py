@@ -1,8 +1,9 @@
 """Prefill's linear layers with cooperative matrices (VK_KHR_cooperative_matrix, 16x16x16, float16 summed in float32).
 
-A block of 8 subgroups of 32 computes 128 tokens x 128 weight rows, 32 columns at a time: every thread fetches half a row
-of activations and half a row of codes ahead, writes them to workgroup memory as float16, and each subgroup multiplies
-64 tokens by 32 rows. The norm costs no pass of its own: its weight goes onto the activations as they are staged, their
+A block of 8 subgroups of 32 computes 128 tokens x 128 weight rows, 32 columns at a time: every thread fetches half a
+row of activations and half a row of codes ahead, writes them to workgroup memory as float16, and each subgroup
+multiplies 64 tokens by 32 rows. The norm costs no pass of its own: its weight goes onto the activations as they are
+staged, their
 squares are summed on the way, and 1/rms multiplies the finished dot products.
 """
 

@@ -18,6 +18,17 @@ def device() -> Device:
 
 
 @pytest.fixture(scope="session")
+def vulkan():
+    """The Vulkan target's module, where it has a device; its pipeline cache is this run's own."""
+    from mlcrt.targets import vulkan as target
+
+    probed = target.probe()
+    if not probed.available:
+        unavailable(f"the vulkan target has no device ({probed.reason})")
+    return target
+
+
+@pytest.fixture(scope="session")
 def execute(device):
     """execute(module, grid, lowered=False, **arguments): compile the one kernel of a module, validate it, run it; the
     arrays as it left them, by the names of the kernel's buffers. Scalars may be given as numbers."""

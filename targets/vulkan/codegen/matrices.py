@@ -42,7 +42,8 @@ class Matrices:
             number, address, stride = arguments
             pointer, step = self._memory(address, stride)
             layout = m.constant(U32, spirv.ROW_MAJOR if kind == "a" else spirv.COLUMN_MAJOR)
-            self._set(kind, number, m.op("CooperativeMatrixLoadKHR", self._type(kind), pointer, layout, step, spirv.NON_PRIVATE))
+            operands = (pointer, layout, step, spirv.NON_PRIVATE)
+            self._set(kind, number, m.op("CooperativeMatrixLoadKHR", self._type(kind), *operands))
         elif name == "matrix_multiply_add":
             c, a, b = arguments
             operands = [self._get("a", a), self._get("b", b), self._get("c", c)]

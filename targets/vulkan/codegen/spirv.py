@@ -30,7 +30,8 @@ OPS = {
         347: "GroupNonUniformShuffleUp", 348: "GroupNonUniformShuffleDown", 349: "GroupNonUniformIAdd",
         350: "GroupNonUniformFAdd", 353: "GroupNonUniformSMin", 354: "GroupNonUniformUMin",
         355: "GroupNonUniformFMin", 356: "GroupNonUniformSMax", 357: "GroupNonUniformUMax",
-        358: "GroupNonUniformFMax", 4450: "SDot", 4451: "UDot", 4452: "SUDot", 4456: "TypeCooperativeMatrixKHR", 4457: "CooperativeMatrixLoadKHR",
+        358: "GroupNonUniformFMax", 4450: "SDot", 4451: "UDot", 4452: "SUDot",
+        4456: "TypeCooperativeMatrixKHR", 4457: "CooperativeMatrixLoadKHR",
         4458: "CooperativeMatrixStoreKHR", 4459: "CooperativeMatrixMulAddKHR", 6035: "AtomicFAddEXT",
     }.items()
 }  # fmt: skip
