@@ -139,6 +139,9 @@ class _Slices:
         self.team = 1
         while self.team * self.each < op.head_dim:
             self.team *= 2
+        if self.team == op.group and op.head_dim % (2 * self.each) == 0:
+            # one partial result per thread: TVM then asks for barriers of its own inside a condition, and fails
+            self.each, self.team = 2 * self.each, self.team // 2
         if self.team > machine.subgroup:
             raise MlcrtError(f"head_dim {op.head_dim} does not divide among {machine.subgroup} lanes; use --target cpu")
         self.teams = self.threads // self.team

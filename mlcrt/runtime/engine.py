@@ -45,6 +45,7 @@ class Engine:
                 f" {', '.join(missing)}; compile it here with mlcrt compile --target {name}"
             )
         self.manifest, self.config, self.device = opened.manifest, opened.config, name
+        self._where = device.partition(":")[2]  # which device of the target, where it has several
         self.chunk: int = entry["chunk"]
         self._entry = entry
         self._load(opened, target, self._plan(opened, target, context))
@@ -60,7 +61,7 @@ class Engine:
         return plan
 
     def _load(self, opened, target, plan) -> None:
-        runtime = target.runtime()
+        runtime = target.named_runtime(self._where) if hasattr(target, "named_runtime") else target.runtime()
         plan.check(runtime.available_bytes(), self.device)
         self.context = plan.context
         self._runtime = runtime

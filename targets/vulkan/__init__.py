@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .architecture import VulkanArch, attributes
-from .device import SIDECAR, compiler_missing, missing_features, probe, runtime
+from .device import SIDECAR, compiler_missing, missing_features, named_runtime, probe, runtime
 
 __all__ = [
     "SIDECAR",
@@ -13,6 +13,7 @@ __all__ = [
     "export_options",
     "library",
     "missing_features",
+    "named_runtime",
     "probe",
     "runtime",
 ]

@@ -58,8 +58,8 @@ def attributes(arch: str = "") -> VulkanArch:
     """'' (kernels for every device), kinds by name separated by '+' or ',' (s8+s32: subgroups of 8 and of 32 lanes,
     s32f: without float16 arithmetic, s32m: with cooperative matrices), or a device of this machine by number or part
     of its name."""
-    names = tuple(a for a in arch.replace("+", ",").split(",") if a)
-    if names and all(n in _KNOWN for n in names):
+    names = _split(arch)
+    if is_kinds(arch):
         whole = {n for n in names} | {n.removesuffix("m") for n in names}
         ordered = tuple(sorted(map(Variant, whole), key=lambda v: (v.matrices, v.lanes, not v.half)))
         return VulkanArch("+".join(v.tag for v in ordered), ordered)
@@ -68,6 +68,15 @@ def attributes(arch: str = "") -> VulkanArch:
 
         find_device(arch)
     return attributes("+".join(_DEFAULT))
+
+
+def _split(arch: str) -> tuple[str, ...]:
+    return tuple(a for a in arch.replace("+", ",").split(",") if a)
+
+
+def is_kinds(arch: str) -> bool:
+    """Whether `arch` names kinds of kernels (s8+s32)."""
+    return bool(arch) and all(n in _KNOWN for n in _split(arch))
 
 
 def unknown(arch: str, devices: list[str]) -> UsageError:

@@ -17,7 +17,7 @@ from mlcrt.targets import ProbeResult
 from mlcrt.targets.device import DeviceRuntime
 from mlcrt.targets.native import Sidecar, load_native, native_missing
 
-from .architecture import unknown
+from .architecture import is_kinds, unknown
 
 SIDECAR = Sidecar("mlcrt_vulkan", Path(__file__).parent / "native", ("-pthread",))
 _DEVICE = "MLCRT_VULKAN_DEVICE"  # number or part of the name, where no option says which
@@ -212,5 +212,10 @@ class Recorded:
             str(_function("mlcrt.vulkan.describe")(self.index, self.recording)))  # fmt: skip
 
 
-def runtime(which: str | int = "") -> VulkanRuntime:
-    return VulkanRuntime(str(which))
+def runtime(index: int | str = "") -> VulkanRuntime:
+    return VulkanRuntime(str(index))
+
+
+def named_runtime(where: str) -> VulkanRuntime:
+    """The device that a target such as vulkan:1 or vulkan:radeon names; kinds of kernels (vulkan:s32) name none."""
+    return VulkanRuntime("" if is_kinds(where) else where)

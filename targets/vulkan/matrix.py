@@ -147,10 +147,10 @@ class _Matrix:
                     _call("matrix_multiply_add", 2 * i + j, i, j)
 
     def finish(self, subgroup) -> None:
-        """Accumulators → workgroup memory of the subgroup → the layer's epilogue, 16 tokens at a time."""
+        """Accumulators → workgroup memory → the layer's epilogue: half of the subgroups, 16 tokens each at a time."""
         k = self.k
         lane = T.bind(tirx.floormod(self.thread, 32))
-        out = shared((8 * 16, 32))
+        out = shared((4 * 16, 32))
         inverse = None
         if self.squares is not None:
             halves, inverse = shared((THREADS,)), shared((TOKENS,))
@@ -159,21 +159,30 @@ class _Matrix:
             with T.If(self.thread < TOKENS), T.Then():
                 total = T.BufferLoad(halves, [self.thread * 2]) + T.BufferLoad(halves, [self.thread * 2 + 1])
                 T.buffer_store(inverse, k.inverse_rms(total), [self.thread])
-        per_unit = 32 // k.parts
+        place = T.bind(tirx.floormod(subgroup, 4) * 16)
         for i in range(4):
-            barrier()
-            for j in range(2):
-                _call("matrix_store", 2 * i + j, T.address_of(out[subgroup * 16, 16 * j]), 32)
-            barrier()
-            with T.serial(16 * per_unit // 32) as step:
-                index = T.bind(step * 32 + lane)
-                t, u = T.bind(tirx.floordiv(index, per_unit)), T.bind(tirx.floormod(index, per_unit))
-                tile_token = T.bind(self.first_token + 16 * i + t)
-                token = T.bind(self.token0 + tile_token)
-                unit = T.bind(self.unit0 + tirx.floordiv(self.first_row, k.parts) + u)
-                factor = T.float32(_SCALE)
-                if inverse is not None:
-                    factor = T.bind(T.BufferLoad(inverse, [tile_token]) * T.float32(_SCALE))
-                with T.If(tirx.And(token < k.n, unit < self.op.units)), T.Then():
-                    sums = [factor * T.BufferLoad(out, [subgroup * 16 + t, u + 16 * p]) for p in range(k.parts)]
-                    k.finish(token, unit, sums)
+            for turn in range(2):
+                mine = tirx.floordiv(subgroup, 4) == turn
+                barrier()
+                with T.If(mine), T.Then():
+                    for j in range(2):
+                        _call("matrix_store", 2 * i + j, T.address_of(out[place, 16 * j]), 32)
+                barrier()
+                with T.If(mine), T.Then():
+                    self.epilogue(out, place, lane, i, inverse)
+
+    def epilogue(self, out, place, lane, i: int, inverse) -> None:
+        """Bias, gate, residual and store of 16 tokens x 32 rows."""
+        k, per_unit = self.k, 32 // self.k.parts
+        with T.serial(16 * per_unit // 32) as step:
+            index = T.bind(step * 32 + lane)
+            t, u = T.bind(tirx.floordiv(index, per_unit)), T.bind(tirx.floormod(index, per_unit))
+            tile_token = T.bind(self.first_token + 16 * i + t)
+            token = T.bind(self.token0 + tile_token)
+            unit = T.bind(self.unit0 + tirx.floordiv(self.first_row, k.parts) + u)
+            factor = T.float32(_SCALE)
+            if inverse is not None:
+                factor = T.bind(T.BufferLoad(inverse, [tile_token]) * T.float32(_SCALE))
+            with T.If(tirx.And(token < k.n, unit < self.op.units)), T.Then():
+                sums = [factor * T.BufferLoad(out, [place + t, u + 16 * p]) for p in range(k.parts)]
+                k.finish(token, unit, sums)

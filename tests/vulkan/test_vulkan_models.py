@@ -5,8 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tiny
+from device import unavailable
 
+from mlcrt import ChatModule
 from mlcrt.compile import compile_model
+from mlcrt.demo import demo_model
+from mlcrt.errors import MlcrtError
 from mlcrt.runtime.engine import Engine
 
 TOLERANCE = 2e-4  # of the logits' standard deviation, in float32
@@ -36,3 +40,38 @@ def test_golden_logits(compiled, case):
     assert np.abs(scored[:, golden.columns] - golden.logits[: len(scored)]).max() <= TOLERANCE * golden.std
     assert scored.argmax(1).tolist() == golden.argmax.tolist()[: len(scored)]
     engine.close()
+
+
+@pytest.fixture(scope="module")
+def smollm2(vulkan, tmp_path_factory):
+    """SmolLM2 from the demo package, its GGUF codes kept, compiled for Vulkan and the CPU."""
+    try:
+        model = demo_model()
+    except MlcrtError as error:
+        unavailable(str(error))
+    return compile_model(model, None, "vulkan:s8,cpu:x86-64-v3", dist_root=tmp_path_factory.mktemp("smollm2"))
+
+
+def test_smollm2_answers_with_the_tokens_of_the_cpu(smollm2):
+    answers = {}
+    for target in ("cpu", "vulkan"):
+        with ChatModule(smollm2, device=target, context=256) as chat:
+            answers[target] = chat.generate("Name three rivers.", max_tokens=10, temperature=0.0)
+    assert answers["vulkan"] == answers["cpu"] and len(answers["cpu"].split()) >= 3
+
+
+def test_smollm2_replays_its_step(smollm2):
+    prompt = [1, 9690, 198, 2683, 338]
+    runs = {}
+    for target in ("cpu", "vulkan"):
+        engine = Engine(smollm2, target, context=64)
+        engine.prefill(prompt)
+        runs[target] = engine.greedy(8)
+        if target == "vulkan":
+            recorded = engine._decode.describe()
+            plan = engine._runtime.memory()
+        engine.close()
+    assert runs["vulkan"] == runs["cpu"]
+    # 30 layers of seven kernels and what stands around them; the rotary tables need not wait for the embedding
+    assert 200 < recorded["dispatches"] < 230 and recorded["barriers"] < recorded["dispatches"]
+    assert plan["fallback"] == 0 and plan["blocks"] < 20
