@@ -50,7 +50,7 @@ def build(mod: tvm.IRModule, _target) -> tvm.runtime.Module:
 
 def pack(mod: tvm.IRModule) -> bytes:
     """The device functions of a module as the bytes described above."""
-    shaders = {shader.name: shader for shader in compile_kernels(mod)}
+    shaders = {shader.name: shader for shader in compile_kernels(mod, lambda name: _tag(name).endswith("f"))}
     extents = {str(f.attrs["global_symbol"]): grid_extents(f) for f in mod.functions.values()}
     entries = []
     for name, shader in shaders.items():
@@ -64,9 +64,14 @@ def pack(mod: tvm.IRModule) -> bytes:
         divisor = [_divisor(extents[called].get(tag, "1"), extents[name].get(tag, "1")) for tag in _BLOCKS]
         if None in divisor:
             raise CodegenError(f"{name} and {called} have different grids: {extents[name]} and {extents[called]}")
-        tag = match["other"] or match["tag"]
-        entries.append(_entry(shader, shaders[called], called, match["unit"], tag, divisor))
+        entries.append(_entry(shader, shaders[called], called, match["unit"], _tag(name), divisor))
     return _MAGIC + _list(entries)
+
+
+def _tag(name: str) -> str:
+    """The variant that a kernel is for; empty for one that has no variants."""
+    match = _NAME.fullmatch(name)
+    return (match["other"] or match["tag"]) if match else ""
 
 
 # an extent that is a number of tiles: dimension, tile - 1, log2 of the tile

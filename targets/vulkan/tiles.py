@@ -39,7 +39,9 @@ def machine(variant: Variant) -> Machine:
 
 def tiles(variant: Variant) -> Tiles:
     # grids of the first variant are for all, and the others' tiles are multiples of its tiles
-    return Tiles(LinearTiles(gemv_subgroups=_SUBGROUPS, gemm_tile=32 if variant.lanes == 8 else 64), AttentionTiles())
+    small = variant.lanes == 8
+    linear = LinearTiles(gemv_subgroups=_SUBGROUPS, gemm_tile=32 if small else 64)
+    return Tiles(linear, AttentionTiles(subgroups=2 if small else 4))
 
 
 class MatrixLibrary(Library):

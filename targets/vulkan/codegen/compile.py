@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import tvm
 from tvm import tirx
 from tvm.tirx.build import split_host_device_mods
@@ -36,22 +38,23 @@ def lower(mod: tvm.IRModule, target: tvm.target.Target | None = None) -> tvm.IRM
     return tvm.IRModule(functions)
 
 
-def compile_kernels(device_mod: tvm.IRModule) -> list[ShaderModule]:
-    """One ShaderModule per device function, in the module's order. CodegenError names a kernel that cannot be made."""
+def compile_kernels(device_mod: tvm.IRModule, wide_half: Callable[[str], bool] | None = None) -> list[ShaderModule]:
+    """One ShaderModule per device function, in the module's order. CodegenError names a kernel that cannot be made.
+    wide_half(name): whether the kernel is to compute float16 in float32."""
     shaders = []
     for var, function in device_mod.functions.items():
         attributes = function.attrs
         name = str(attributes["global_symbol"]) if attributes and "global_symbol" in attributes else var.name_hint
         try:
-            shaders.append(_compile(function, name))
+            shaders.append(_compile(function, name, bool(wide_half and wide_half(name))))
         except CodegenError as error:
             raise CodegenError(f"the kernel {name} cannot be compiled for Vulkan: {error}") from None
     return shaders
 
 
-def _compile(function: tirx.PrimFunc, name: str) -> ShaderModule:
+def _compile(function: tirx.PrimFunc, name: str, wide_half: bool) -> ShaderModule:
     analysis = Analysis(function)
-    module = Module()
+    module = Module(wide_half)
     expressions = Expressions(module, analysis)
     module.start()
     arguments, size = _layout(function, analysis)

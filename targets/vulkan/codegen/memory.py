@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from . import spirv
 from .analysis import MAX_ACCESS_BYTES, Analysis, call_name, element_count, literal
 from .arithmetic import Arithmetic
-from .dtypes import BOOL, F32, F64, I64, U8, U16, U32, U64, DType, of, parse
+from .dtypes import BOOL, F16, F32, F64, I64, U8, U16, U32, U64, DType, of, parse
 from .errors import CodegenError
 
 _SHARED_CHUNK = 4  # most components of a SPIR-V vector
@@ -115,6 +115,7 @@ class Memory:
         key = (root, declared)
         if key not in self._variables:
             dtype = _stored(declared, U32)
+            dtype = F32 if self.m.wide_half and dtype == F16 else dtype
             shared = root.ty.storage_scope.startswith("shared")
             chunk = min(_SHARED_CHUNK, view.widest) if shared else 1
             first = view.low // chunk * chunk
@@ -198,7 +199,7 @@ class Memory:
             if lanes == 1:
                 return [value]
             return [self.m.scalar("CompositeExtract", target.dtype, value, i) for i in range(lanes)]
-        component, count = _components(target.dtype, lanes)
+        component, count = self._components(target.dtype, lanes)
         pointer, pointee = self._pointer(target, start, constant, component, count, lanes)
         emit = self.m.pure if target.constant else self.m.op
         value = emit("Load", pointee, pointer, spirv.ALIGNED, lanes * target.dtype.size)
@@ -214,11 +215,17 @@ class Memory:
                 value = self.m.pure("CompositeConstruct", self.m.vector(target.dtype, lanes), *values)
             self.m.effect("Store", self._element(target, start, constant, lanes), value, *self.shared_access(target))
             return
-        component, count = _components(target.dtype, lanes)
+        component, count = self._components(target.dtype, lanes)
         parts = values if component == target.dtype else self.a.reinterpret(component, count, target.dtype, values)
         pointer, pointee = self._pointer(target, start, constant, component, count, lanes)
         value = parts[0] if count == 1 else self.m.pure("CompositeConstruct", pointee, *parts)
         self.m.effect("Store", pointer, value, spirv.ALIGNED, lanes * target.dtype.size)
+
+    def _components(self, dtype: DType, lanes: int) -> tuple[DType, int]:
+        """The SPIR-V vector that carries `lanes` scalars: words where narrow scalars would need too many components."""
+        if lanes > 1 and dtype.bits < 32:
+            return U32, lanes * dtype.size // 4
+        return (U16 if self.m.wide_half and dtype == F16 else dtype), lanes
 
     def _element(self, target: ArrayBuffer, start, constant: int, lanes: int) -> int:
         """Pointer into an array variable."""
@@ -338,13 +345,6 @@ class Memory:
             self.m.end("Branch", head)
         self.m.begin(done)
         return self.m.scalar("Bitcast", F32, old)
-
-
-def _components(dtype: DType, lanes: int) -> tuple[DType, int]:
-    """The SPIR-V vector that carries `lanes` scalars: words where narrow scalars would need too many components."""
-    if lanes > 1 and dtype.bits < 32:
-        return U32, lanes * dtype.size // 4
-    return dtype, lanes
 
 
 def _stored(dtype: DType, boolean: DType) -> DType:
