@@ -15,10 +15,12 @@ demo: $(VENV)/.installed
 test: $(VENV)/.test debian
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# A Vulkan device that runs on the CPU (lavapipe); without it the Vulkan tests skip and say so. CI installs it.
+# A Vulkan device that runs on the CPU (lavapipe), and the layers that check our use of Vulkan; without them their tests
+# skip and say so. CI installs both.
 debian:
 ifeq ($(CI),true)
-	@ls /usr/share/vulkan/icd.d/lvp_icd*.json >/dev/null 2>&1 || (apt-get update -qq && apt-get install -y -qq mesa-vulkan-drivers libvulkan1)
+	@ls /usr/share/vulkan/icd.d/lvp_icd*.json /usr/share/vulkan/explicit_layer.d/VkLayer_khronos_validation.json >/dev/null 2>&1 || \
+		(apt-get update -qq && apt-get install -y -qq mesa-vulkan-drivers libvulkan1 vulkan-validationlayers)
 endif
 
 lint: $(VENV)/.test

@@ -58,6 +58,8 @@ class VariantLibrary(Library):
         first, *others = arch.variants
         super().__init__(tiles(first), kv_dtype, machine(first))
         self.first = first
+        if others or first.lanes > 8:
+            self.chunk = 512  # enough blocks to fill a GPU
         self.others = {
             v: (MatrixLibrary if v.matrices else Library)(tiles(v), kv_dtype, machine(v)) for v in others
         }

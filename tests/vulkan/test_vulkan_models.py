@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tiny
@@ -75,3 +80,36 @@ def test_smollm2_replays_its_step(smollm2):
     # 30 layers of seven kernels and what stands around them; the rotary tables need not wait for the embedding
     assert 200 < recorded["dispatches"] < 230 and recorded["barriers"] < recorded["dispatches"]
     assert plan["fallback"] == 0 and plan["blocks"] < 20
+
+
+_LAYER = Path("/usr/share/vulkan/explicit_layer.d/VkLayer_khronos_validation.json")
+_WORK = """
+import sys
+import numpy as np
+from mlcrt.runtime.engine import Engine
+engine = Engine(sys.argv[1], "vulkan", context=64)
+engine.prefill([1, 345, 2304])
+engine.greedy(3)
+engine._runtime.profile(engine._decode.step)
+big = engine._runtime.place(np.ones(50_000_000, np.uint8))
+assert big.numpy().all()
+del big
+engine.save(sys.argv[2])
+engine.restore(sys.argv[2])
+engine.close()
+print("done")
+"""
+
+
+def test_validation_layers_find_nothing(smollm2, tmp_path):
+    if not _LAYER.exists():
+        unavailable("the Vulkan validation layers are not installed (Debian: vulkan-validationlayers)")
+    wanted = {"VK_INSTANCE_LAYERS": "VK_LAYER_KHRONOS_validation", "VK_LOADER_DEBUG": "layer"}
+    done = subprocess.run(
+        [sys.executable, "-c", _WORK, str(smollm2), str(tmp_path / "session")],
+        capture_output=True, text=True, env={**os.environ, **wanted}, timeout=170,
+    )  # fmt: skip
+    said = done.stdout + done.stderr
+    assert "done" in done.stdout, said[-2000:]
+    assert 'Insert instance layer "VK_LAYER_KHRONOS_validation"' in said
+    assert "Validation" not in done.stdout and "VUID" not in said, said[-2000:]
