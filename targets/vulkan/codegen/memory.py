@@ -32,13 +32,15 @@ class DeviceBuffer:
 
 @dataclass(frozen=True)
 class ArrayBuffer:
-    """A variable: an array of vectors of `chunk` scalars, the first of which has the index `first`."""
+    """A variable: an array of vectors of `chunk` scalars, the first of which has the index `first`. packed: the vectors
+    are of words, and an access is to whole vectors."""
 
     variable: int
     storage: int
     dtype: DType
     chunk: int
     first: int
+    packed: bool = False
 
 
 class Memory:
@@ -118,13 +120,16 @@ class Memory:
             dtype = F32 if self.m.wide_half and dtype == F16 else dtype
             shared = root.ty.storage_scope.startswith("shared")
             chunk = min(_SHARED_CHUNK, view.widest) if shared else 1
+            packed = shared and dtype.bits == 16 and view.narrowest == 8
+            chunk = 8 if packed else chunk
             first = view.low // chunk * chunk
             count = max(1, -(-(view.high - first) // chunk))
-            self.m.use(dtype)
-            array = self.m.array(self.m.vector(dtype, chunk), count)
+            if not packed:
+                self.m.use(dtype)
+            array = self.m.array(self.m.vector(U32, 4) if packed else self.m.vector(dtype, chunk), count)
             storage = spirv.WORKGROUP if shared else spirv.FUNCTION
             variable = self.m.variable(storage, array) if shared else self.m.local(array)
-            self._variables[key] = ArrayBuffer(variable, storage, dtype, chunk, first)
+            self._variables[key] = ArrayBuffer(variable, storage, dtype, chunk, first, packed)
             if shared:
                 self.shared_bytes += -(-count * chunk * dtype.size // 16) * 16
         return self._variables[key]
@@ -192,6 +197,11 @@ class Memory:
     # ---- one instruction
 
     def _load_piece(self, target, start, constant: int, lanes: int) -> list[int]:
+        if isinstance(target, ArrayBuffer) and target.packed:
+            pointer = self._element(target, start, constant, lanes)
+            words = self.m.op("Load", self.m.vector(U32, 4), pointer, *self.shared_access(target))
+            parts = [self.m.scalar("CompositeExtract", U32, words, i) for i in range(4)]
+            return self.a.reinterpret(target.dtype, lanes, U32, parts)
         if isinstance(target, ArrayBuffer):
             pointee = self.m.vector(target.dtype, lanes)
             pointer = self._element(target, start, constant, lanes)
@@ -211,7 +221,10 @@ class Memory:
         lanes = len(values)
         if isinstance(target, ArrayBuffer):
             value = values[0]
-            if lanes > 1:
+            if target.packed:
+                words = self.a.reinterpret(U32, 4, target.dtype, values)
+                value = self.m.pure("CompositeConstruct", self.m.vector(U32, 4), *words)
+            elif lanes > 1:
                 value = self.m.pure("CompositeConstruct", self.m.vector(target.dtype, lanes), *values)
             self.m.effect("Store", self._element(target, start, constant, lanes), value, *self.shared_access(target))
             return
@@ -236,7 +249,7 @@ class Memory:
             dtype, index, _ = start
             if constant:
                 index = self.a.binary("Add", dtype, index, self.m.constant(dtype, constant))
-        pointee = self.m.vector(target.dtype, lanes)
+        pointee = self.m.vector(U32, 4) if target.packed else self.m.vector(target.dtype, lanes)
         path = [index]
         if target.chunk > 1:
             shift = self.m.constant(dtype, target.chunk.bit_length() - 1)
