@@ -447,7 +447,9 @@ void Device::Profile(bool on) {
   times_.clear();
   timed_.clear();
   if (on && queries_ == nullptr) {
-    if (physical_.timestamp_bits == 0) TVM_FFI_THROW(RuntimeError) << "Vulkan: " << physical_.name << " has no timestamps";
+    if (physical_.timestamp_bits == 0) {
+      TVM_FFI_THROW(RuntimeError) << "Vulkan: " << physical_.name << " has no timestamps";
+    }
     VkQueryPoolCreateInfo info{};
     info.sType = VK_STRUCTURE_TYPE_QUERY_POOL_CREATE_INFO;
     info.queryType = VK_QUERY_TYPE_TIMESTAMP;

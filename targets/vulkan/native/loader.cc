@@ -10,7 +10,8 @@ namespace mlcrt {
 namespace {
 
 constexpr uint32_t kLeastVersion = 1u << 22 | 2u << 12;  // 1.2: buffer device addresses and timeline semaphores
-const char* const kEssential[] = {"bufferDeviceAddress", "timelineSemaphore", "shaderInt64", "storageBuffer16BitAccess"};
+const char* const kEssential[] = {"bufferDeviceAddress", "timelineSemaphore", "shaderInt64",
+                                  "storageBuffer16BitAccess"};
 
 struct Loader {
   std::string problem;

@@ -50,7 +50,8 @@ class Allocator {
   Block* Staging(uint64_t size, bool reading);
   // Bytes that can still be had.
   uint64_t Available() const;
-  // {"blocks":…,"used":…,"fallback":…}: allocations of the driver, bytes handed out, of these not in the device's memory.
+  // {"blocks":…,"used":…,"fallback":…}: allocations of the driver, bytes handed out, of these not in the device's own
+  // memory.
   std::string Describe() const;
 
  private:
