@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -22,19 +24,28 @@ TOLERANCE = 2e-4  # of the logits' standard deviation, in float32
 _MOE = ("mixtral", "qwen3_moe")
 
 
+_CASES = [c for c in tiny.cases() if c not in _MOE]
+
+
+def _compile(case: str, root: Path) -> Path:
+    return compile_model(tiny.make_tiny(case, root / "models" / case), "q0f32", "vulkan:s8", dist_root=root)
+
+
 @pytest.fixture(scope="module")
 def compiled(vulkan, tmp_path_factory):
+    """compiled(case) → dist folder; two processes work ahead, since compiling is most of the time."""
     root = tmp_path_factory.mktemp("dist")
-    return lambda case, scheme, targets="vulkan:s8": compile_model(
-        tiny.make_tiny(case, root / "models" / case), scheme, targets, dist_root=root
-    )
+    with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        made = {case: pool.submit(_compile, case, root) for case in _CASES}
+        yield lambda case: made[case].result()
+        pool.shutdown(cancel_futures=True)
 
 
-@pytest.mark.parametrize("case", [c for c in tiny.cases() if c not in _MOE])
+@pytest.mark.parametrize("case", _CASES)
 def test_golden_logits(compiled, case):
     golden = tiny.golden(case)
     tokens, start = golden.tokens.tolist(), 21
-    engine = Engine(compiled(case, "q0f32"), "vulkan")
+    engine = Engine(compiled(case), "vulkan")
     rows = [engine.prefill(tokens[:start]).copy()]
     rows += [engine.decode(token).copy() for token in tokens[start:]]
     assert engine.greedy_token == int(rows[-1].argmax())
