@@ -15,14 +15,15 @@ demo: $(VENV)/.installed
 test: $(VENV)/.test debian
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# A Vulkan device that runs on the CPU (lavapipe), an emulator of ARM64 programs (qemu-user), AMD's HIP library and header, a
-# C++ compiler, and Chromium with its driver for the chat page; without them the tests of these skip and say so. CI
-# installs them.
+# A Vulkan device that runs on the CPU (lavapipe) with the layers that check our use of Vulkan, an emulator of ARM64 programs
+# (qemu-user), AMD's HIP library and header, a C++ compiler, and Chromium with its driver for the chat page; without them the
+# tests of these skip and say so. CI installs them.
 debian:
 ifeq ($(CI),true)
 	@command -v qemu-aarch64 >/dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends qemu-user)
 	@command -v g++ >/dev/null && test -e /usr/include/hip/hip_runtime_api.h || (apt-get update -qq && apt-get install -y -qq --no-install-recommends g++ libamdhip64-dev)
-	@ls /usr/share/vulkan/icd.d/lvp_icd*.json >/dev/null 2>&1 || (apt-get update -qq && apt-get install -y -qq mesa-vulkan-drivers libvulkan1)
+	@ls /usr/share/vulkan/icd.d/lvp_icd*.json /usr/share/vulkan/explicit_layer.d/VkLayer_khronos_validation.json >/dev/null 2>&1 || \
+		(apt-get update -qq && apt-get install -y -qq mesa-vulkan-drivers libvulkan1 vulkan-validationlayers)
 	@command -v chromedriver >/dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver)
 endif
 

@@ -27,7 +27,9 @@ class Kernel:
     """What an operator lowers to: equal keys share one PrimFunc.
 
     inplace: per output the argument it overwrites (-1: a new tensor); scratch: workspaces passed after the
-    outputs, each a Space or the shape of a float32 one.
+    outputs, each a Space or the shape of a float32 one. variants: builders of PrimFuncs with the same arguments and
+    grid for other devices, of which the target's runtime may take one instead, under the name that
+    alternative_name(name, variant) gives.
     """
 
     name: str
@@ -36,3 +38,5 @@ class Kernel:
     args: list
     inplace: list[int] | None = None
     scratch: list = field(default_factory=list)
+    variants: dict[str, Callable] = field(default_factory=dict)
+    alternative_name: Callable[[str, str], str] | None = None

@@ -12,7 +12,7 @@ from typing import Any
 
 from mlcrt.dist import Dist
 from mlcrt.errors import MlcrtError
-from mlcrt.targets import ProbeResult, all_targets, parse_target
+from mlcrt.targets import all_targets, parse_target
 from mlcrt.targets.platforms import PLATFORMS, foreign
 
 
@@ -41,14 +41,14 @@ def why_not(entry: dict, target: ModuleType) -> str | None:
 
 
 def pick(dist: Dist, device: str) -> str:
-    """The slot to run on `device`: auto, a target, or TARGET:ARCH for that very library.
+    """The slot to run on `device`: auto, a target, TARGET:ARCH for that very library, or a device of a target.
 
     Of several libraries for a target it is the one that asks most of this machine. MlcrtError if none can run here.
     """
     targets = dist.manifest["targets"]
     if device == "auto":
         for name, module in all_targets().items():
-            if slots_of(targets, name) and _wanted(module.probe()):
+            if slots_of(targets, name) and module.probe().preferred:
                 best = _best(dist, name, module)
                 if best:
                     return best
@@ -56,7 +56,8 @@ def pick(dist: Dist, device: str) -> str:
         raise MlcrtError(f"{dist.path} has no library that this machine can run (it has: {have}); run mlcrt compile")
     name, arch = parse_target(device)
     module = all_targets()[name]
-    wanted = module.attributes(arch).name if arch else None
+    names_device = getattr(module, "names_device", lambda _: False)
+    wanted = module.attributes(arch).name if arch and not names_device(arch) else None
     best = _best(dist, name, module, wanted)
     if best:
         return best
@@ -65,11 +66,6 @@ def pick(dist: Dist, device: str) -> str:
         return f"{name}:{wanted}" if wanted else name  # check_target says that it is not there
     reasons = [f"{dist.path / targets[s]['library']} {why_not(targets[s], module)}" for s in slots]
     raise MlcrtError(f"{'; '.join(reasons)}; compile it here with mlcrt compile --target {name}")
-
-
-def _wanted(probed: ProbeResult) -> bool:
-    """Whether `auto` may choose a target: a device that is the CPU in disguise is passed over."""
-    return getattr(probed, "preferred", probed.available)
 
 
 def has_library(dist: Dist, device: str) -> bool:

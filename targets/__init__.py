@@ -20,16 +20,23 @@ from types import ModuleType
 
 from mlcrt.errors import UsageError
 
-_NAMES = ("cuda", "rocm", "cpu")  # best first
+_NAMES = ("cuda", "rocm", "vulkan", "cpu")  # best first
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """available; devices: one dictionary each (name, memory_bytes …); reason: why not, or what is worth knowing."""
+    """available; devices: one dictionary each (name, memory_bytes …); reason: why not, or what is worth knowing;
+    software: the devices are the CPU in disguise, which `auto` passes over."""
 
     available: bool
     devices: list[dict] = field(default_factory=list)
     reason: str = ""
+    software: bool = False
+
+    @property
+    def preferred(self) -> bool:
+        """Whether `auto` may choose it."""
+        return self.available and not self.software
 
 
 def all_targets() -> dict[str, ModuleType]:
@@ -41,7 +48,7 @@ def parse_target(text: str) -> tuple[str, str]:
     """'cpu:x86-64-v3' → ('cpu', 'x86-64-v3'); 'auto' → the best target this machine has."""
     name, _, arch = text.partition(":")
     if name == "auto":
-        name = next(n for n, m in all_targets().items() if m.probe().available and m.compiler_missing() is None)
+        name = next(n for n, m in all_targets().items() if m.probe().preferred and m.compiler_missing() is None)
     if name not in _NAMES:
         raise UsageError(f"unknown target '{text}': choose auto, {', '.join(_NAMES)} or one of these with :ARCH")
     all_targets()[name].attributes(arch)

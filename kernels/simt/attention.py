@@ -144,9 +144,14 @@ class _Slices:
         self.op, self.machine, self.splits, self.n = op, machine, splits, n
         self.threads = tiles.subgroups * machine.subgroup
         self.each = next(v for v in (8, 4, 2, 1) if op.head_dim % v == 0)
+        while self.each * machine.subgroup < op.head_dim and op.head_dim % (2 * self.each) == 0:
+            self.each *= 2  # small subgroups: a lane takes several loads
         self.team = 1
         while self.team * self.each < op.head_dim:
             self.team *= 2
+        if self.team == op.group and op.head_dim % (2 * self.each) == 0:
+            # one partial result per thread: TVM then asks for barriers of its own inside a condition, and fails
+            self.each, self.team = 2 * self.each, self.team // 2
         if self.team > machine.subgroup:
             raise MlcrtError(f"head_dim {op.head_dim} does not divide among {machine.subgroup} lanes; use --target cpu")
         self.teams = self.threads // self.team

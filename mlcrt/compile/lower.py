@@ -27,8 +27,11 @@ def lower_operators(mod: tvm.IRModule, library) -> tvm.IRModule:
         kernel = getattr(library, name)(ops.attributes(call), list(call.args))
         if kernel.key not in known:
             # opaque to the stock fusion, finished for the stock schedules
-            function = kernel.build().with_attrs({"op_pattern": 8, "tirx.is_scheduled": 1})
-            known[kernel.key] = builder.add_func(function, kernel.name)
+            done = {"op_pattern": 8, "tirx.is_scheduled": 1}
+            known[kernel.key] = builder.add_func(kernel.build().with_attrs(done), kernel.name)
+            for variant, build in kernel.variants.items():
+                other = kernel.alternative_name(known[kernel.key].name_hint, variant)
+                builder.add_func(build().with_attrs({**done, "global_symbol": other}), other)
         callee = known[kernel.key]
         outputs = list(call.ty.fields) if isinstance(call.ty, relax.TupleType) else [call.ty]
         spaces = [relax.TensorType(list(s.shape), s.dtype) for s in map(Space.of, kernel.scratch)]

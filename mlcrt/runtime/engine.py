@@ -38,6 +38,7 @@ class LoadedModel:
         name = slot.partition(":")[0]
         target = all_targets()[name]
         self.manifest, self.config, self.device = opened.manifest, opened.config, name
+        self._where = device.partition(":")[2]  # which device of the target, where it has several
         self.chunk: int = entry["chunk"]
         self.score_chunk: int = entry["score_chunk"]
         self._entry = entry
@@ -54,7 +55,7 @@ class LoadedModel:
         return plan
 
     def _load(self, opened, target, plan) -> None:
-        runtime = target.runtime()
+        runtime = target.named_runtime(self._where) if hasattr(target, "named_runtime") else target.runtime()
         plan.check(runtime.available_bytes(), self.device)
         self.context = plan.context
         self._runtime = runtime

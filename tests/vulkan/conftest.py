@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from device import Device, unavailable, validate
 
 from mlcrt.targets.vulkan.codegen import compile_kernels, lower
+
+sys.path.append(str(Path(__file__).parents[1] / "kernels"))  # harness: random weights
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +20,37 @@ def device() -> Device:
         return Device()
     except Exception as error:  # the package, the loader or the driver is missing: each raises its own kind
         unavailable(f"there is no Vulkan device ({type(error).__name__}: {error})")
+
+
+@pytest.fixture(scope="session")
+def vulkan():
+    """The Vulkan target's module, where it has a device; its pipeline cache is this run's own."""
+    from mlcrt.targets import vulkan as target
+
+    probed = target.probe()
+    if not probed.available:
+        unavailable(f"the vulkan target has no device ({probed.reason})")
+    return target
+
+
+@pytest.fixture(scope="session")
+def run_kernel(vulkan):
+    """run_kernel(module, inputs, outputs): compile a module with the one PrimFunc through TVM and the
+    target, call it on device tensors; the outputs as it left them."""
+    import tvm
+
+    from mlcrt.targets.vulkan import attributes
+    from mlcrt.targets.vulkan import tiles as _registers_the_code_generator  # noqa: F401
+
+    def call(module, inputs: list, outputs: list) -> list[np.ndarray]:
+        device = vulkan.runtime().device
+        (name,) = (var.name_hint for var in module.functions)
+        kernel = tvm.compile(module, target=tvm.target.Target(attributes("s8").tvm_target()))[name]
+        tensors = [tvm.runtime.tensor(array, device) for array in (*inputs, *outputs)]
+        kernel(*tensors)
+        return [tensor.numpy() for tensor in tensors[len(inputs) :]]
+
+    return call
 
 
 @pytest.fixture(scope="session")

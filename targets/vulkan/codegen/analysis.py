@@ -80,12 +80,14 @@ class Usage:
 @dataclass
 class View:
     """All buffers of one scalar type on one allocation: the scalars [low, high) that are touched, as far as that can
-    be told, else up to `limit`, the end of the allocation (None: not a constant); the most in one aligned access."""
+    be told, else up to `limit`, the end of the allocation (None: not a constant); the most and the fewest in one
+    aligned access."""
 
     limit: int | None
     low: int
     high: int
     widest: int = 1
+    narrowest: int = MAX_ACCESS_BYTES
 
     def touch(self, first: int, last: int) -> None:
         self.low = min(self.low, max(0, first))
@@ -104,6 +106,7 @@ class Analysis:
     used: set = field(default_factory=set)  # variables that appear in an expression
     threads: dict[str, int] = field(default_factory=dict)  # threadIdx.* → extent
     synchronises: bool = False
+    matrices: bool = False  # cooperative matrices, which bring the Vulkan memory model
     unaligned: set = field(default_factory=set)  # buffers and pointers
 
     def __post_init__(self):
@@ -190,9 +193,13 @@ class Analysis:
         name = call_name(call)
         if name == "tvm_storage_sync":
             self.synchronises = True
+        elif name == "call_extern":
+            self.matrices |= call.args[0].value.startswith("matrix_")
         elif name in ("address_of", "tvm_access_ptr"):  # an atomic reads and writes behind it
             target = call.args[0] if name == "address_of" else call.args[1]
             root = self.roots[target.source] if type(target).__name__ == "TensorLoad" else self.root_of_pointer(target)
+            for (owner, _), view in self.views.items():
+                view.narrowest = 1 if owner.same_as(root) else view.narrowest
             self.usage[root].loaded = self.usage[root].stored = True
 
     def _access(self, buffer, indices, store: bool) -> None:
@@ -208,10 +215,12 @@ class Analysis:
             bound = self.analyzer.const_int_bound(indices[0])
             offset = literal(buffer.ty.elem_offset) or 0
             view.touch((bound.min_value + offset) * per_element, (bound.max_value + offset + 1) * per_element - 1)
+            view.narrowest = 1
         else:
             bound = self.analyzer.const_int_bound(access.start)
             view.touch(bound.min_value, bound.max_value + access.lanes - 1)
             view.widest = max(view.widest, access.aligned)
+            view.narrowest = min(view.narrowest, access.aligned)
 
     # ---- questions about indices
 

@@ -9,8 +9,9 @@ min and max return the other operand when one is NaN. bfloat16 is computed in fl
 from __future__ import annotations
 
 from .builder import Module
-from .dtypes import BOOL, F32, I32, U16, U32, U64, DType, unsigned
+from .dtypes import BOOL, F16, F32, I32, U16, U32, U64, DType, unsigned
 from .errors import CodegenError
+from .spirv import EXT
 
 # TensorIR node or intrinsic → operation for signed, unsigned, float
 _BINARY = {
@@ -145,6 +146,8 @@ class Arithmetic:
         return self.m.scalar("SConvert" if of.is_signed else "UConvert", to, a)
 
     def _from_float(self, to: DType, of: DType, a: int) -> int:
+        if self.m.wide_half and F16 in (to, of):
+            return self._from_or_to_half(to, of, a)
         if to.is_float:
             return self.m.scalar("FConvert", to, a)
         if of.bits == 16:
@@ -153,6 +156,33 @@ class Arithmetic:
         if to.bits < 32:
             return self.m.scalar("SConvert", to, self.m.scalar("ConvertFToS", I32, a))
         return self.m.scalar("ConvertFToS" if to.is_signed else "ConvertFToU", to, a)
+
+    def _from_or_to_half(self, to: DType, of: DType, a: int) -> int:
+        """Conversions where float16 values are carried as float32."""
+        if of == F16:
+            return a if to in (F16, F32) else self.cast(to, F32, a)
+        return self.m.scalar("QuantizeToF16", F32, a if of == F32 else self.cast(F32, of, a))
+
+    def _wide_half_bits(self, to: DType, lanes: int, of: DType, values: list[int]) -> list[int]:
+        """reinterpret where float16 values are carried as float32: by way of words with two of them."""
+        pair = self.m.vector(F32, 2)
+        if of == F16:
+            padded = values if len(values) % 2 == 0 else [*values, self.m.constant(F32, 0.0)]
+            words = [
+                self.m.ext("PackHalf2x16", U32, self.m.pure("CompositeConstruct", pair, a, b))
+                for a, b in zip(padded[::2], padded[1::2], strict=True)
+            ]
+            if len(values) == 1:
+                return self.reinterpret(to, 1, U16, [self.m.scalar("UConvert", U16, words[0])])
+            return self.reinterpret(to, lanes, U32, words)
+        if of.bits == 16:
+            words = [self.m.scalar("UConvert", U32, v) for v in self.reinterpret(U16, len(values), of, values)]
+            parts = [(word, 0) for word in words]
+        else:
+            words = self.reinterpret(U32, len(values) * of.bits // 32, of, values)
+            parts = [(word, half) for word in words for half in (0, 1)]
+        unpack = {word: self.m.pure("ExtInst", pair, self.m.glsl, EXT["UnpackHalf2x16"], word) for word in words}
+        return [self.m.scalar("CompositeExtract", F32, unpack[word], half) for word, half in parts]
 
     def _to_bfloat(self, a: int) -> int:
         """float32 → the upper half, rounded to nearest even; NaN stays NaN."""
@@ -169,6 +199,8 @@ class Arithmetic:
         """The same bits as `lanes` values of another type, lowest first."""
         if to.is_bool or of.is_bool or len(values) * of.bits != lanes * to.bits:
             raise CodegenError(f"cannot reinterpret {len(values)} x {of} as {lanes} x {to}")
+        if self.m.wide_half and F16 in (to, of) and to != of:
+            return self._wide_half_bits(to, lanes, of, values)
         if to.bits == of.bits:
             same = to.is_float == of.is_float
             if not same:

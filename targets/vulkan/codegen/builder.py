@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator
 
 from . import spirv
-from .dtypes import U32, DType
+from .dtypes import F16, U32, DType
 
 _STORAGE_ONLY = {"Load", "FConvert", "SConvert", "UConvert", "Store"}  # allowed on narrow types without arithmetic
 _ARITHMETIC = {("float", 16): "Float16", ("float", 64): "Float64", ("int", 8): "Int8", ("int", 16): "Int16",
@@ -15,9 +15,13 @@ _ARITHMETIC = {("float", 16): "Float16", ("float", 64): "Float64", ("int", 8): "
 
 
 class Module:
-    """One entry point. Operations return ids; `pure` returns the earlier id of an equal operation that dominates."""
+    """One entry point. Operations return ids; `pure` returns the earlier id of an equal operation that dominates.
 
-    def __init__(self):
+    wide_half: float16 values are carried as float32, for devices that store float16 but do not compute in it.
+    """
+
+    def __init__(self, wide_half: bool = False):
+        self.wide_half = wide_half
         self._next = 1
         self._unique: dict[tuple, int] = {}
         self._values: list[dict[tuple, int]] = [{}]
@@ -98,6 +102,8 @@ class Module:
 
     def use(self, dtype: DType) -> None:
         """Note that arithmetic of this type happens."""
+        if self.wide_half and dtype == F16:
+            return
         kind = "int" if dtype.kind in ("uint", "bfloat") else dtype.kind
         capability = _ARITHMETIC.get((kind, dtype.bits))
         if capability:
@@ -121,13 +127,23 @@ class Module:
         if dtype.is_bool:
             return self._unique_global(("bool",), "TypeBool")
         if dtype.is_float:
-            return self._unique_global(("float", dtype.bits), "TypeFloat", dtype.bits)
+            bits = 32 if self.wide_half else dtype.bits
+            bits = bits if dtype == F16 else dtype.bits
+            return self._unique_global(("float", bits), "TypeFloat", bits)
         # one signedness for all: the operation says which is meant
         return self._unique_global(("int", dtype.bits), "TypeInt", dtype.bits, 0)
 
     def vector(self, dtype: DType, lanes: int) -> int:
         element = self.type(dtype)
         return element if lanes == 1 else self._unique_global(("vector", element, lanes), "TypeVector", element, lanes)
+
+    def matrix(self, dtype: DType, use: int) -> int:
+        """A 16x16 cooperative matrix of the subgroup."""
+        self.use(dtype)
+        self.capabilities |= {"CooperativeMatrixKHR", "VulkanMemoryModel"}
+        sizes = [self.constant(U32, value) for value in (spirv.SUBGROUP_SCOPE, 16, 16, use)]
+        element = self.type(dtype)
+        return self._unique_global(("matrix", element, use), "TypeCooperativeMatrixKHR", element, *sizes)
 
     def array(self, element: int, length: int) -> int:
         return self._unique_global(("array", element, length), "TypeArray", element, self.constant(U32, length))
@@ -155,6 +171,8 @@ class Module:
             return self._unique_global((name,), name, type_id=type_id)
         if dtype.is_float:
             raw = _float_bytes(float(value), dtype.bits)
+            if self.wide_half and dtype == F16:
+                raw = struct.pack("<f", struct.unpack("<e", raw)[0])
         else:
             raw = (int(value) & ((1 << dtype.bits) - 1)).to_bytes(dtype.size, "little")
         self.use(dtype)
@@ -163,6 +181,12 @@ class Module:
         if not dtype.is_float:
             self._constants[result] = int(value)
         return result
+
+    def constant_vector(self, dtype: DType, lanes: int, value: int | float) -> int:
+        """A vector with the same constant in every lane."""
+        type_id, lane = self.vector(dtype, lanes), self.constant(dtype, value)
+        key = ("constant", type_id, lane)
+        return self._unique_global(key, "ConstantComposite", *[lane] * lanes, type_id=type_id)
 
     def integer_value(self, value: int) -> int | None:
         """The value of an id that is an integer constant."""
@@ -208,7 +232,8 @@ class Module:
         for extension in sorted(needed):
             self._emit(out, "Extension", *_string(extension))
         self._emit(out, "ExtInstImport", self.glsl, *_string("GLSL.std.450"))
-        self._emit(out, "MemoryModel", spirv.PHYSICAL_STORAGE_BUFFER_64, spirv.GLSL450)
+        model = spirv.VULKAN if "VulkanMemoryModel" in self.capabilities else spirv.GLSL450
+        self._emit(out, "MemoryModel", spirv.PHYSICAL_STORAGE_BUFFER_64, model)
         self._emit(out, "EntryPoint", spirv.GL_COMPUTE, main, *_string("main"), *self._interface)
         self._emit(out, "ExecutionMode", main, spirv.LOCAL_SIZE, *workgroup_size)
         for mode in self.execution_modes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import tvm
 from tvm import tirx
 from tvm.tirx.build import split_host_device_mods
@@ -36,25 +38,26 @@ def lower(mod: tvm.IRModule, target: tvm.target.Target | None = None) -> tvm.IRM
     return tvm.IRModule(functions)
 
 
-def compile_kernels(device_mod: tvm.IRModule) -> list[ShaderModule]:
-    """One ShaderModule per device function, in the module's order. CodegenError names a kernel that cannot be made."""
+def compile_kernels(device_mod: tvm.IRModule, wide_half: Callable[[str], bool] | None = None) -> list[ShaderModule]:
+    """One ShaderModule per device function, in the module's order. CodegenError names a kernel that cannot be made.
+    wide_half(name): whether the kernel is to compute float16 in float32."""
     shaders = []
     for var, function in device_mod.functions.items():
         attributes = function.attrs
         name = str(attributes["global_symbol"]) if attributes and "global_symbol" in attributes else var.name_hint
         try:
-            shaders.append(_compile(function, name))
+            shaders.append(_compile(function, name, bool(wide_half and wide_half(name))))
         except CodegenError as error:
             raise CodegenError(f"the kernel {name} cannot be compiled for Vulkan: {error}") from None
     return shaders
 
 
-def _compile(function: tirx.PrimFunc, name: str) -> ShaderModule:
+def _compile(function: tirx.PrimFunc, name: str, wide_half: bool) -> ShaderModule:
     analysis = Analysis(function)
-    module = Module()
+    module = Module(wide_half)
     expressions = Expressions(module, analysis)
     module.start()
-    arguments, size = _layout(function)
+    arguments, size = _layout(function, analysis)
     in_buffer = size > PUSH_CONSTANT_LIMIT
     _read_arguments(expressions, function, arguments, in_buffer)
     Statements(expressions, analysis).emit(function.body)
@@ -102,14 +105,16 @@ def _slot(dtype: DType) -> DType:
 _SLOT_NAMES = {I32: "int32", U32: "uint32", I64: "int64", U64: "uint64", F32: "float32", F64: "float64"}
 
 
-def _layout(function: tirx.PrimFunc) -> tuple[tuple[Argument, ...], int]:
+def _layout(function: tirx.PrimFunc, analysis: Analysis) -> tuple[tuple[Argument, ...], int]:
     """Arguments in call order, each at a multiple of its size; the size of the block in bytes."""
     out, offset = [], 0
     for param in function.params:
         dtype = "pointer" if is_pointer(param) else _SLOT_NAMES[_slot(parse(str(param.ty.dtype))[0])]
         size = Argument(param.name, dtype, 0).size
         offset = -(-offset // size) * size
-        out.append(Argument(param.name, dtype, offset))
+        usage = analysis.usage.get(param)
+        reads, writes = (usage.loaded, usage.stored) if usage else (False, False)
+        out.append(Argument(param.name, dtype, offset, reads, writes))
         offset += size
     return tuple(out), -(-offset // 8) * 8
 

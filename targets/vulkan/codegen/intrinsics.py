@@ -7,6 +7,9 @@ Kernels reach what TensorIR has no operator for through call_pure_extern(dtype, 
     subgroup_any, subgroup_all (condition)
     subgroup_size ()  subgroup_lane ()  subgroup_id ()  subgroup_count ()
     dot4_i8 (a, b, c)  dot4_u8 (a, b, c)                          c + the sum of four byte products of two 32-bit words
+    dot8_f16 (w, x)                                               float32 sum of (code - 8) * x over the 4-bit codes of
+                                                                  a word; x: float16x8 of elements 0 4 1 5 2 6 3 7
+    matrix_… see matrices.py
 """
 
 from __future__ import annotations
@@ -16,8 +19,9 @@ from typing import TYPE_CHECKING
 
 from . import dtypes, spirv
 from .analysis import call_name, literal
-from .dtypes import BOOL, F32, I32, U32, DType
+from .dtypes import BOOL, F16, F32, I32, U32, DType
 from .errors import CodegenError
+from .matrices import Matrices
 
 if TYPE_CHECKING:
     from .expressions import Expressions
@@ -51,6 +55,7 @@ class Intrinsics:
         self.min_subgroup_size = 1
         self.subgroup = False
         self.extended_types = False
+        self._matrices = Matrices(expressions)
         self._loops: list[tuple[int, int]] = []  # (merge, continue) of the loops around
         self._special: dict[str, Callable] = {
             "if_then_else": lambda c: self.x.conditional(*c.args),
@@ -100,6 +105,11 @@ class Intrinsics:
 
     def _named(self, name: str, call, arguments: list) -> list[int]:
         dtype = dtypes.of(call)[0]
+        if name.startswith("matrix_"):
+            self.subgroup = True
+            return self._matrices.call(name, arguments)
+        if name == "dot8_f16":
+            return [self._dot8(self.x.scalar(arguments[0]), self.x.lanes(arguments[1]))]
         if name in _DOTS:
             return [self._dot(_DOTS[name], *(self.x.scalar(a) for a in arguments))]
         if not name.startswith("subgroup_"):
@@ -176,6 +186,32 @@ class Intrinsics:
         product = self.m.pure(operation, self.m.type(I32), a, b, spirv.PACKED_4X8)
         return self.a.binary("Add", I32, product, c)
 
+    def _dot8(self, word: int, x: list[int]) -> int:
+        """Two codes at once as float16: or-ing one into the mantissa of 1024 gives 1024 + code, and one that is four
+        bits further up 1024 + 16 * code."""
+        m, pair, single = self.m, self.m.vector(F16, 2), self.m.type(F16)
+        m.use(F16)
+        upper = self.a.binary("RShift", U32, word, m.constant(U32, 8))
+        total = None
+        for i, (source, mask) in enumerate(
+            ((word, 0x000F000F), (word, 0x00F000F0), (upper, 0x000F000F), (upper, 0x00F000F0))
+        ):
+            bits = self.a.binary("BitwiseAnd", U32, source, m.constant(U32, mask))
+            bits = self.a.binary("BitwiseOr", U32, bits, m.constant(U32, 0x64006400))
+            value = m.pure("Bitcast", pair, bits)
+            if i % 2 == 0:
+                value = m.pure("FAdd", pair, value, m.constant_vector(F16, 2, -1032.0))
+            else:
+                scale, offset = m.constant_vector(F16, 2, 1 / 16), m.constant_vector(F16, 2, -72.0)
+                value = m.pure("ExtInst", pair, m.glsl, spirv.EXT["Fma"], value, scale, offset)
+            factor = m.pure("CompositeConstruct", pair, x[2 * i], x[2 * i + 1])
+            if total is None:
+                total = m.pure("FMul", pair, value, factor)
+            else:
+                total = m.pure("ExtInst", pair, m.glsl, spirv.EXT["Fma"], value, factor, total)
+        low, high = (m.pure("CompositeExtract", single, total, i) for i in range(2))
+        return self.a.binary("Add", F32, self.a.cast(F32, F16, low), self.a.cast(F32, F16, high))
+
     def _dp4a(self, call) -> list[int]:
         """dp4a(int8x4 or uint8x4, same, 32-bit accumulator)."""
         words = []
@@ -197,6 +233,8 @@ class Intrinsics:
         if any(usage.loaded and usage.stored and root in self.x.memory.addresses
                for root, usage in self.x.memory.analysis.usage.items()):  # fmt: skip
             order |= spirv.UNIFORM_MEMORY
+        if self.x.memory.analysis.matrices:
+            order |= spirv.MAKE_AVAILABLE | spirv.MAKE_VISIBLE
         scope_id = self.m.constant(U32, scope)
         self.m.effect("ControlBarrier", scope_id, scope_id, self.m.constant(U32, order))
         return []

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from . import spirv
 from .analysis import MAX_ACCESS_BYTES, Analysis, call_name, element_count, literal
 from .arithmetic import Arithmetic
-from .dtypes import BOOL, F32, F64, I64, U8, U16, U32, U64, DType, of, parse
+from .dtypes import BOOL, F16, F32, F64, I64, U8, U16, U32, U64, DType, of, parse
 from .errors import CodegenError
 
 _SHARED_CHUNK = 4  # most components of a SPIR-V vector
@@ -32,13 +32,15 @@ class DeviceBuffer:
 
 @dataclass(frozen=True)
 class ArrayBuffer:
-    """A variable: an array of vectors of `chunk` scalars, the first of which has the index `first`."""
+    """A variable: an array of vectors of `chunk` scalars, the first of which has the index `first`. packed: the vectors
+    are of words, and an access is to whole vectors."""
 
     variable: int
     storage: int
     dtype: DType
     chunk: int
     first: int
+    packed: bool = False
 
 
 class Memory:
@@ -62,6 +64,8 @@ class Memory:
             usage = self.analysis.usage[root]
             constant = not usage.stored
             exchanged = usage.stored and usage.loaded and self.analysis.synchronises
+            if exchanged and self.analysis.matrices:
+                raise CodegenError(f"{root.name} is exchanged between threads beside matrices, which is not supported")
             access = spirv.NON_WRITABLE if constant else spirv.COHERENT if exchanged else None
             dtype, lanes = parse(str(buffer.ty.dtype))
             elements = element_count(buffer)
@@ -113,15 +117,19 @@ class Memory:
         key = (root, declared)
         if key not in self._variables:
             dtype = _stored(declared, U32)
+            dtype = F32 if self.m.wide_half and dtype == F16 else dtype
             shared = root.ty.storage_scope.startswith("shared")
             chunk = min(_SHARED_CHUNK, view.widest) if shared else 1
+            packed = shared and dtype.bits == 16 and view.narrowest == 8
+            chunk = 8 if packed else chunk
             first = view.low // chunk * chunk
             count = max(1, -(-(view.high - first) // chunk))
-            self.m.use(dtype)
-            array = self.m.array(self.m.vector(dtype, chunk), count)
+            if not packed:
+                self.m.use(dtype)
+            array = self.m.array(self.m.vector(U32, 4) if packed else self.m.vector(dtype, chunk), count)
             storage = spirv.WORKGROUP if shared else spirv.FUNCTION
             variable = self.m.variable(storage, array) if shared else self.m.local(array)
-            self._variables[key] = ArrayBuffer(variable, storage, dtype, chunk, first)
+            self._variables[key] = ArrayBuffer(variable, storage, dtype, chunk, first, packed)
             if shared:
                 self.shared_bytes += -(-count * chunk * dtype.size // 16) * 16
         return self._variables[key]
@@ -189,14 +197,19 @@ class Memory:
     # ---- one instruction
 
     def _load_piece(self, target, start, constant: int, lanes: int) -> list[int]:
+        if isinstance(target, ArrayBuffer) and target.packed:
+            pointer = self._element(target, start, constant, lanes)
+            words = self.m.op("Load", self.m.vector(U32, 4), pointer, *self.shared_access(target))
+            parts = [self.m.scalar("CompositeExtract", U32, words, i) for i in range(4)]
+            return self.a.reinterpret(target.dtype, lanes, U32, parts)
         if isinstance(target, ArrayBuffer):
             pointee = self.m.vector(target.dtype, lanes)
             pointer = self._element(target, start, constant, lanes)
-            value = self.m.op("Load", pointee, pointer)
+            value = self.m.op("Load", pointee, pointer, *self.shared_access(target))
             if lanes == 1:
                 return [value]
             return [self.m.scalar("CompositeExtract", target.dtype, value, i) for i in range(lanes)]
-        component, count = _components(target.dtype, lanes)
+        component, count = self._components(target.dtype, lanes)
         pointer, pointee = self._pointer(target, start, constant, component, count, lanes)
         emit = self.m.pure if target.constant else self.m.op
         value = emit("Load", pointee, pointer, spirv.ALIGNED, lanes * target.dtype.size)
@@ -208,15 +221,24 @@ class Memory:
         lanes = len(values)
         if isinstance(target, ArrayBuffer):
             value = values[0]
-            if lanes > 1:
+            if target.packed:
+                words = self.a.reinterpret(U32, 4, target.dtype, values)
+                value = self.m.pure("CompositeConstruct", self.m.vector(U32, 4), *words)
+            elif lanes > 1:
                 value = self.m.pure("CompositeConstruct", self.m.vector(target.dtype, lanes), *values)
-            self.m.effect("Store", self._element(target, start, constant, lanes), value)
+            self.m.effect("Store", self._element(target, start, constant, lanes), value, *self.shared_access(target))
             return
-        component, count = _components(target.dtype, lanes)
+        component, count = self._components(target.dtype, lanes)
         parts = values if component == target.dtype else self.a.reinterpret(component, count, target.dtype, values)
         pointer, pointee = self._pointer(target, start, constant, component, count, lanes)
         value = parts[0] if count == 1 else self.m.pure("CompositeConstruct", pointee, *parts)
         self.m.effect("Store", pointer, value, spirv.ALIGNED, lanes * target.dtype.size)
+
+    def _components(self, dtype: DType, lanes: int) -> tuple[DType, int]:
+        """The SPIR-V vector that carries `lanes` scalars: words where narrow scalars would need too many components."""
+        if lanes > 1 and dtype.bits < 32:
+            return U32, lanes * dtype.size // 4
+        return (U16 if self.m.wide_half and dtype == F16 else dtype), lanes
 
     def _element(self, target: ArrayBuffer, start, constant: int, lanes: int) -> int:
         """Pointer into an array variable."""
@@ -227,7 +249,7 @@ class Memory:
             dtype, index, _ = start
             if constant:
                 index = self.a.binary("Add", dtype, index, self.m.constant(dtype, constant))
-        pointee = self.m.vector(target.dtype, lanes)
+        pointee = self.m.vector(U32, 4) if target.packed else self.m.vector(target.dtype, lanes)
         path = [index]
         if target.chunk > 1:
             shift = self.m.constant(dtype, target.chunk.bit_length() - 1)
@@ -269,6 +291,20 @@ class Memory:
         base = self.m.pure("ConvertUToPtr", self.m.pointer(spirv.PHYSICAL, block), address)
         member = self.m.constant(U32, 0)
         return self.m.pure("AccessChain", self.m.pointer(spirv.PHYSICAL, pointee), base, member), pointee
+
+    def shared_access(self, target: ArrayBuffer) -> tuple[int, ...]:
+        """Memory operands of an access: in the Vulkan memory model barriers order only what is called shared."""
+        return (spirv.NON_PRIVATE,) if self.analysis.matrices and target.storage == spirv.WORKGROUP else ()
+
+    def element(self, buffer, index) -> tuple[int, int]:
+        """Pointer to the element of a workgroup buffer, which starts a vector of the array; scalars in a vector."""
+        target = self._resolve(buffer)
+        if not isinstance(target, ArrayBuffer) or target.storage != spirv.WORKGROUP:
+            raise CodegenError(f"matrices are loaded from workgroup memory only, not from {buffer.name}")
+        access = self.analysis.contiguous(buffer, [index])
+        rest, constant = self.analysis.split(access.start)
+        start = None if rest is None else (of(rest)[0], self.index_value(rest)[0], self.analysis.non_negative(rest))
+        return self._element(target, start, constant, target.chunk), target.chunk
 
     # ---- atomics
 
@@ -322,13 +358,6 @@ class Memory:
             self.m.end("Branch", head)
         self.m.begin(done)
         return self.m.scalar("Bitcast", F32, old)
-
-
-def _components(dtype: DType, lanes: int) -> tuple[DType, int]:
-    """The SPIR-V vector that carries `lanes` scalars: words where narrow scalars would need too many components."""
-    if lanes > 1 and dtype.bits < 32:
-        return U32, lanes * dtype.size // 4
-    return dtype, lanes
 
 
 def _stored(dtype: DType, boolean: DType) -> DType:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .analysis import statements
+
 # capability → what the device must report. Plain names are members of VkPhysicalDeviceFeatures and the Vulkan11/12/13
 # and extension feature structures; "subgroup:X" is a bit of subgroupSupportedOperations; "property:X" is a member of
 # VkPhysicalDeviceVulkan12Properties.
@@ -26,6 +28,8 @@ FEATURES_OF_CAPABILITY = {
     "GroupNonUniformShuffle": ("subgroup:shuffle",),
     "DotProduct": ("shaderIntegerDotProduct",),
     "DotProductInput4x8BitPacked": ("shaderIntegerDotProduct",),
+    "CooperativeMatrixKHR": ("cooperativeMatrix", "matrix:16x16x16:f16:f32"),
+    "VulkanMemoryModel": ("vulkanMemoryModel",),
     "SignedZeroInfNanPreserve": (),  # per width: the emitter names the properties
 }
 
@@ -33,11 +37,14 @@ FEATURES_OF_CAPABILITY = {
 @dataclass(frozen=True)
 class Argument:
     """One kernel argument. dtype: 'pointer' (a 64-bit device address) or the type of the slot: int32, uint32, int64,
-    uint64, float32 or float64 (narrower scalars are widened); offset: bytes into the argument block."""
+    uint64, float32 or float64 (narrower scalars are widened); offset: bytes into the argument block; reads, writes:
+    what the kernel does behind a pointer."""
 
     name: str
     dtype: str
     offset: int
+    reads: bool = False
+    writes: bool = False
 
     @property
     def size(self) -> int:
@@ -76,3 +83,12 @@ class ShaderModule:
 
 
 PUSH_CONSTANT_LIMIT = 128  # bytes: what every Vulkan device has
+
+
+def grid_extents(function) -> dict[str, str]:
+    """blockIdx.* → extent of a lowered function, in words that two functions can be compared by."""
+    return {
+        str(s.node.thread_tag): str(s.value)
+        for s in statements(function.body)
+        if type(s).__name__ == "AttrStmt" and s.attr_key == "thread_extent" and str(s.node.thread_tag)[0] == "b"
+    }

@@ -1,0 +1,126 @@
+"""Whole models on a Vulkan device: golden logits of every family, and SmolLM2 with the CPU's greedy tokens."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from device import unavailable
+
+from mlcrt import ChatModule
+from mlcrt.compile import compile_model
+from mlcrt.demo import demo_model
+from mlcrt.errors import MlcrtError
+from mlcrt.runtime.engine import Engine
+
+TOLERANCE = 2e-4  # of the logits' standard deviation, in float32
+_MOE = ("mixtral", "qwen3_moe")
+
+
+_CASES = [c for c in tiny.cases() if c not in _MOE]
+
+
+def _compile(case: str, root: Path) -> Path:
+    return compile_model(tiny.make_tiny(case, root / "models" / case), "q0f32", "vulkan:s8", dist_root=root)
+
+
+@pytest.fixture(scope="module")
+def compiled(vulkan, tmp_path_factory):
+    """compiled(case) → dist folder; two processes work ahead, since compiling is most of the time."""
+    root = tmp_path_factory.mktemp("dist")
+    with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        made = {case: pool.submit(_compile, case, root) for case in _CASES}
+        yield lambda case: made[case].result()
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("case", _CASES)
+def test_golden_logits(compiled, case):
+    golden = tiny.golden(case)
+    tokens, start = golden.tokens.tolist(), 21
+    engine = Engine(compiled(case), "vulkan")
+    rows = [engine.prefill(tokens[:start]).copy()]
+    rows += [engine.decode(token).copy() for token in tokens[start:]]
+    assert engine.greedy_token == int(rows[-1].argmax())
+    difference = np.abs(np.stack(rows)[:, golden.columns] - golden.logits[start - 1 :])
+    assert difference.max() <= TOLERANCE * golden.std
+    engine.rollback(0)
+    scored = engine.score(tokens[: engine.chunk])
+    assert np.abs(scored[:, golden.columns] - golden.logits[: len(scored)]).max() <= TOLERANCE * golden.std
+    assert scored.argmax(1).tolist() == golden.argmax.tolist()[: len(scored)]
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def smollm2(vulkan, tmp_path_factory):
+    """SmolLM2 from the demo package, its GGUF codes kept, compiled for Vulkan and the CPU."""
+    try:
+        model = demo_model()
+    except MlcrtError as error:
+        unavailable(str(error))
+    return compile_model(model, None, "vulkan:s8,cpu:x86-64-v3", dist_root=tmp_path_factory.mktemp("smollm2"))
+
+
+def test_smollm2_answers_with_the_tokens_of_the_cpu(smollm2):
+    answers = {}
+    for target in ("cpu", "vulkan"):
+        with ChatModule(smollm2, device=target, context=256) as chat:
+            answers[target] = chat.generate("Name three rivers.", max_tokens=10, temperature=0.0)
+    assert answers["vulkan"] == answers["cpu"] and len(answers["cpu"].split()) >= 3
+
+
+def test_smollm2_replays_its_step(smollm2):
+    prompt = [1, 9690, 198, 2683, 338]
+    runs = {}
+    for target in ("cpu", "vulkan"):
+        engine = Engine(smollm2, target, context=64)
+        engine.prefill(prompt)
+        runs[target] = engine.greedy(8)
+        if target == "vulkan":
+            recorded = engine._decode.describe()
+            plan = engine._runtime.memory()
+        engine.close()
+    assert runs["vulkan"] == runs["cpu"]
+    # 30 layers of seven kernels and what stands around them; the rotary tables need not wait for the embedding
+    assert 200 < recorded["dispatches"] < 230 and recorded["barriers"] < recorded["dispatches"]
+    assert plan["fallback"] == 0 and plan["blocks"] < 20
+
+
+_LAYER = Path("/usr/share/vulkan/explicit_layer.d/VkLayer_khronos_validation.json")
+_WORK = """
+import sys
+import numpy as np
+from mlcrt.runtime.engine import Engine
+engine = Engine(sys.argv[1], "vulkan", context=64)
+engine.prefill([1, 345, 2304])
+engine.greedy(3)
+engine._runtime.profile(engine._decode.step)
+big = engine._runtime.place(np.ones(50_000_000, np.uint8))
+assert big.numpy().all()
+del big
+engine.save(sys.argv[2])
+engine.restore(sys.argv[2])
+engine.close()
+print("done")
+"""
+
+
+def test_validation_layers_find_nothing(smollm2, tmp_path):
+    if not _LAYER.exists():
+        unavailable("the Vulkan validation layers are not installed (Debian: vulkan-validationlayers)")
+    wanted = {"VK_INSTANCE_LAYERS": "VK_LAYER_KHRONOS_validation", "VK_LOADER_DEBUG": "layer"}
+    done = subprocess.run(
+        [sys.executable, "-c", _WORK, str(smollm2), str(tmp_path / "session")],
+        capture_output=True, text=True, env={**os.environ, **wanted}, timeout=170,
+    )  # fmt: skip
+    said = done.stdout + done.stderr
+    assert "done" in done.stdout, said[-2000:]
+    assert 'Insert instance layer "VK_LAYER_KHRONOS_validation"' in said
+    assert "Validation" not in done.stdout and "VUID" not in said, said[-2000:]
