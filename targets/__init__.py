@@ -20,7 +20,7 @@ from types import ModuleType
 
 from mlcrt.errors import UsageError
 
-_NAMES = ("cuda", "rocm", "cpu")  # best first
+_NAMES = ("cuda", "rocm", "metal", "cpu")  # best first
 
 
 @dataclass(frozen=True)
