@@ -28,8 +28,8 @@ def compiler_missing() -> str | None:
 
 def library(arch: MetalArch, kv_dtype: str):
     """The kernel library; imported late, because kernels need TVM's compiler and running does not."""
-    from .metallib import offer_compiler
+    from .finish import offer
     from .tiles import library as build
 
-    offer_compiler()
+    offer()
     return build(arch, kv_dtype)

@@ -19,6 +19,7 @@ import tvm_ffi
 
 from mlcrt.targets import cpu, metal
 from mlcrt.targets.cpu.link import link
+from mlcrt.targets.metal.finish import threadgroup_bytes
 
 SHIM = Path(__file__).parent / "shim"
 LEVEL = "x86-64-v3"  # of what runs here; v3 converts half floats in hardware
@@ -46,9 +47,7 @@ class Kernel:
 
     @property
     def threadgroup_bytes(self) -> int:
-        sizes = {"half": 2, "float": 4, "int": 4, "uint": 4, "uchar": 1, "short": 2, "ushort": 2, "char": 1}
-        found = re.findall(r"^ *threadgroup (\w+?)([24]?) \w+\[(\d+)\];", self.source, re.M)
-        return sum(sizes[t] * int(n or 1) * int(count) for t, n, count in found)
+        return threadgroup_bytes(self.source)
 
 
 class Reader:

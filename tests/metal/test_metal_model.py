@@ -1,0 +1,38 @@
+"""Whole models through the Metal kernels: the engine's prefill, decode, greedy run and score give the right tokens."""
+
+from __future__ import annotations
+
+import msl
+import numpy as np
+import pytest
+import tiny
+import twin
+
+from mlcrt.compile import compile_model
+from mlcrt.runtime.engine import Engine
+
+
+@pytest.mark.parametrize(("case", "scheme"), [("llama3_gqa7", "q4f16_1"), ("gemma2_softcap", "q3f16_1")])
+def test_same_tokens_as_the_cpu_target(case, scheme, tmp_path, monkeypatch):
+    folder = compile_model(tiny.make_tiny(case, tmp_path / "model"), scheme, "cpu,metal", dist_root=tmp_path)
+    executable, kernels = twin.compile_twin(folder)
+    assert msl.check(list(kernels.values())) == []
+    metal, cpu = twin.engine(folder, executable, monkeypatch), Engine(folder, "cpu")
+    tokens = [int(t) for t in tiny.golden(case).tokens]
+    for engine in (cpu, metal):
+        engine.prefill(tokens[:-2])
+    for token in tokens[-2:]:
+        expected, got = cpu.decode(token).copy(), metal.decode(token).copy()
+        assert np.abs(got - expected).max() <= 0.02 * expected.std()
+    assert metal.greedy(12) == cpu.greedy(12)
+    scores = [e.score(tokens[:20]) for e in (metal, cpu)]
+    assert np.abs(scores[0] - scores[1]).max() <= 0.02 * scores[1].std()
+
+
+def test_float_logits_are_those_of_transformers(tmp_path, monkeypatch):
+    case = "qwen3_norms"
+    folder = compile_model(tiny.make_tiny(case, tmp_path / "model"), "q0f32", "metal", dist_root=tmp_path)
+    engine = twin.engine(folder, twin.compile_twin(folder)[0], monkeypatch)
+    golden = tiny.golden(case)
+    logits = engine.score([int(t) for t in golden.tokens[: engine.chunk]])[:, golden.columns]
+    assert np.abs(logits - golden.logits[: len(logits)]).max() <= 2e-4 * golden.std
