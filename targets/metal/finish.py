@@ -21,6 +21,7 @@ def offer() -> None:
     """Have TVM's code generator pass each kernel through `finish`."""
     import tvm_ffi
 
+    tvm_ffi.register_error("MlcrtError", MlcrtError)  # so that it is still one after TVM has passed it on
     tvm_ffi.register_global_func("tvm_callback_metal_compile", finish, override=True)
 
 

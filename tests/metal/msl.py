@@ -104,8 +104,12 @@ def _kernels_of_payload(payload: bytes) -> dict[str, Kernel]:
 
 def kernels_of_module(module) -> dict[str, Kernel]:
     """The Metal kernels that a compiled module imports."""
-    tree = tvm_ffi.get_global_func("runtime.ModulePackImportsToTensor")(module).numpy().tobytes()
-    return kernels_of_tree(tree)
+    return kernels_of_tree(tree_of_module(module))
+
+
+def tree_of_module(module) -> bytes:
+    """A compiled module's imports, serialised as a library has them."""
+    return tvm_ffi.get_global_func("runtime.ModulePackImportsToTensor")(module).numpy().tobytes()
 
 
 @dataclass(frozen=True)

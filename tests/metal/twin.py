@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msl
 
+from mlcrt.compile import compile_model, pipeline
 from mlcrt.compile.pipeline import compile_decoder
 from mlcrt.dist import open_dist
 from mlcrt.quant.model import float_kind
@@ -27,13 +28,34 @@ def compile_twin(folder: Path, dump: Path | None = None):
     return executable, msl.kernels_of_module(executable.mod)
 
 
-def engine(folder: Path, executable, monkeypatch) -> Engine:
-    """An engine for the folder's metal library that runs `executable` instead, through `msl.run_here`."""
-    msl.run_here(executable.mod)
+class _Kept:
+    """In place of an executable that is about to be linked for a Mac."""
+
+    def __init__(self, executable):
+        self.executable = executable
+
+    def export_library(self, file: str, **_) -> None:
+        Path(file).write_bytes(b"for this machine")
+
+
+def engine(model: Path, scheme: str, root: Path, monkeypatch, targets: str = "metal") -> Engine:
+    """An engine for `model` compiled for metal (and more) with this machine as host, kernels run by `msl.run_here`."""
+    made = []
+
+    def compile_here(config, scheme_of, target, *rest):
+        if target.kind.name != "metal":
+            return compile_decoder(config, scheme_of, target, *rest)
+        executable, *signature = compile_decoder(config, scheme_of, msl.twin(), *rest)
+        made.append(executable)
+        return _Kept(executable), *signature
 
     class Runtime(CpuRuntime):
         def load(self, library):
-            return self._vm.VirtualMachine(executable, self.device)
+            return self._vm.VirtualMachine(made[0], self.device)
 
+    monkeypatch.setattr(pipeline, "compile_decoder", compile_here)
     monkeypatch.setattr(metal, "runtime", Runtime)
+    folder = compile_model(model, scheme, targets, dist_root=root)
+    kernels, _ = msl.run_here(made[0].mod)
+    assert msl.check(list(kernels.values())) == []
     return Engine(folder, "metal")
