@@ -7,7 +7,8 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from mlcrt.kernels.simt import Library, Machine, Tiles
+from mlcrt.kernels.records import Linear
+from mlcrt.kernels.simt import Library, Machine, Tiles, simdgroup
 
 from .architecture import THREADGROUP_BYTES, MetalArch
 
@@ -35,7 +36,16 @@ def tiles(arch: MetalArch) -> Tiles:
     return Tiles()
 
 
+class MetalLibrary(Library):
+    """The GPU kernels, with simdgroup matrices where many tokens meet a weight."""
+
+    def build_linear(self, op: Linear, name: str):
+        if simdgroup.fits(op):
+            return simdgroup.linear(op, self.machine, name)
+        return super().build_linear(op, name)
+
+
 def library(arch: MetalArch, kv_dtype: str) -> Library:
     for name in ("sin", "cos"):
         _use_precise(name)
-    return Library(tiles(arch), kv_dtype, Machine(SIMDGROUP, _exchange, vector=4, shared_bytes=THREADGROUP_BYTES))
+    return MetalLibrary(tiles(arch), kv_dtype, Machine(SIMDGROUP, _exchange, vector=4, shared_bytes=THREADGROUP_BYTES))

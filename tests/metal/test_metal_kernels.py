@@ -78,7 +78,17 @@ LONG = [
 ]
 
 
-@pytest.mark.parametrize("case", [{**c, **linear_case(c)} for c in [*LINEAR, *LONG]], ids=lambda c: c["name"])
+# whole steps of columns: simdgroup matrices
+MATRIX = [
+    dict(scheme=s, rows=70, columns=96, decode=False, norm=n, bias=b, gate=g, residual=not b)
+    for s, n, b, g in zip(
+        [s for s in STORED if s.dtype == "float16"], (True, False) * 3, (False, True, True) * 2,
+        ("silu", None, "gelu", None, None), strict=False,
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", [{**c, **linear_case(c)} for c in [*LINEAR, *LONG, *MATRIX]], ids=lambda c: c["name"])
 def test_linear(case, run):
     op, gate = case["op"], case["gate"]
     draw = np.random.default_rng(op.rows * op.columns)
