@@ -13,6 +13,7 @@ from pathlib import Path
 
 import lief
 import msl
+import numpy as np
 import pytest
 import tiny
 import tvm
@@ -22,7 +23,7 @@ from mlcrt.compile import compile_model
 from mlcrt.dist import open_dist
 from mlcrt.errors import MlcrtError, UsageError
 from mlcrt.runtime.engine import Engine
-from mlcrt.targets import metal, parse_targets
+from mlcrt.targets import ProbeResult, metal, parse_targets
 from mlcrt.targets.metal import device, finish
 
 MACHO = lief.MachO
@@ -162,3 +163,17 @@ def test_probe_on_macs(machine, version, expected, monkeypatch):
     assert result.available == (not expected) and expected in result.reason
     if result.available:
         assert result.devices[0]["name"] == "Apple M2 Pro" and result.devices[0]["memory_bytes"] == 32 << 30
+
+
+def test_greedy_steps_leave_their_tokens_on_the_device(monkeypatch):
+    """Everything but TVM's Metal device itself, which only a Mac has: the CPU stands in for it."""
+    monkeypatch.setattr(device, "probe", lambda: ProbeResult(True))
+    monkeypatch.setattr(device, "_load_tvm_runtime", lambda folder: None)
+    monkeypatch.setattr(tvm, "metal", tvm.cpu)
+    runtime = device.runtime()
+    token = runtime.place(np.array([1], np.int32))
+
+    def step() -> None:
+        runtime.write(token, None, 3 * int(runtime.read(token)[0]))
+
+    assert runtime.run_steps(step, 4, token, None) == [3, 9, 27, 81]

@@ -38,8 +38,9 @@ class _Kept:
         Path(file).write_bytes(b"for this machine")
 
 
-def engine(model: Path, scheme: str, root: Path, monkeypatch, targets: str = "metal") -> Engine:
-    """An engine for `model` compiled for metal (and more) with this machine as host, kernels run by `msl.run_here`."""
+def engine(model: Path, scheme: str, root: Path, monkeypatch, targets: str = "metal", flags=()) -> Engine:
+    """An engine for `model` compiled for metal (and more) with this machine as host, kernels run by `msl.run_here`;
+    flags: more options for the compiler of the kernels."""
     made = []
 
     def compile_here(config, scheme_of, target, *rest):
@@ -56,6 +57,6 @@ def engine(model: Path, scheme: str, root: Path, monkeypatch, targets: str = "me
     monkeypatch.setattr(pipeline, "compile_decoder", compile_here)
     monkeypatch.setattr(metal, "runtime", Runtime)
     folder = compile_model(model, scheme, targets, dist_root=root)
-    kernels, _ = msl.run_here(made[0].mod)
+    kernels, _ = msl.run_here(made[0].mod, flags)
     assert msl.check(list(kernels.values())) == []
     return Engine(folder, "metal")
