@@ -1,4 +1,4 @@
-"""Compile published shapes (two layers of them) for metal and say what their largest kernel needs; not part of the suite.
+"""Compile published shapes (two layers of each) for metal and say what their largest kernel needs; not in the suite.
 
     python tests/metal/real_shapes.py SCHEME [NAME…]        names: see tests/models/real_configs.py
 
