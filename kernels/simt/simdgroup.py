@@ -13,7 +13,7 @@ from tvm.script.ir_builder import tirx as T
 from mlcrt.kernels.records import Linear
 
 from .common import Machine, Register, barrier, launch, local, prim_func, shared, strided, subgroup_reduce
-from .linear import _Kernel
+from .linear import LinearKernel
 
 TILE, DEPTH, THREADS = 64, 32, 128  # outputs of a block in both directions, columns of a step, threads
 _SCALE = 16.0
@@ -26,7 +26,7 @@ def fits(op: Linear) -> bool:
 
 def linear(op: Linear, machine: Machine, name: str = "linear"):
     """PrimFunc with the arguments of linear.linear; tokens [n, K] f32 → y [n, units] f32."""
-    return prim_func(name, lambda: _Matmul(_Kernel(op, machine)).emit())
+    return prim_func(name, lambda: _Matmul(LinearKernel(op, machine)).emit())
 
 
 def _call(name: str, *arguments) -> None:
@@ -59,7 +59,7 @@ def _tile_at(row, column):
 
 
 class _Matmul:
-    def __init__(self, k: _Kernel):
+    def __init__(self, k: LinearKernel):
         self.k, self.op, self.w = k, k.op, k.weights
         self.units = TILE // k.parts  # of a block
 

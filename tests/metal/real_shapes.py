@@ -37,7 +37,7 @@ def main(scheme: str, *names: str) -> None:
     library = metal.library(metal.attributes(), "float32" if scheme == "q0f32" else "float16")
     for name in names or REAL:
         config = decoder_config(two_layers(REAL[name]))
-        executable, _, _ = compile_decoder(config, lambda _: SCHEMES[scheme], msl.twin(), library, library.chunk)
+        executable, _, _ = compile_decoder(config, lambda _: SCHEMES[scheme], msl.twin(), library)
         kernels = msl.kernels_of_module(executable.mod).values()
         problems = msl.check(list(kernels))
         if problems:

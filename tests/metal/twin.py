@@ -23,7 +23,7 @@ def compile_twin(folder: Path, dump: Path | None = None):
     library = metal.library(arch, arch.kv_dtype(float_kind(dist)))
     schemes = dist.manifest["schemes"]
     executable, _, _ = compile_decoder(
-        dist.config, lambda p: SCHEMES[schemes[p]].row_major(), msl.twin(), library, library.chunk, dump
+        dist.config, lambda p: SCHEMES[schemes[p]].row_major(), msl.twin(), library, dump
     )
     return executable, msl.kernels_of_module(executable.mod)
 
