@@ -134,7 +134,7 @@ def test_embed(case, name, run):
 
 ROTARY = [(8, 1, 1.0), (40, None, 1.3), (33, None, 0.7)]
 for half, tokens, factor in ROTARY:
-    make(f"rotary{half}", lambda a=(half, tokens, factor): LIBRARY["float16"].build_rotary_tables(*a))
+    make(f"rotary{half}", lambda a=(half, tokens, factor): LIBRARY["float16"].build_rotary_tables(*a, False))
 
 
 @pytest.mark.parametrize(("half", "tokens", "factor"), ROTARY)
