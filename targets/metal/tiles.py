@@ -48,4 +48,6 @@ class MetalLibrary(Library):
 def library(arch: MetalArch, kv_dtype: str) -> Library:
     for name in ("sin", "cos"):
         _use_precise(name)
-    return MetalLibrary(tiles(arch), kv_dtype, Machine(SIMDGROUP, _exchange, vector=4, shared_bytes=THREADGROUP_BYTES))
+    return MetalLibrary(
+        tiles(arch), kv_dtype, Machine(SIMDGROUP, _exchange, vector=4, shared_bytes=THREADGROUP_BYTES, any_angle=True)
+    )

@@ -144,8 +144,10 @@ def test_without_a_mac_there_is_a_reason(made):
         pytest.skip("this is a Mac")
     result = metal.probe()
     assert not result.available and "Mac with Apple silicon" in result.reason and "Linux" in result.reason
-    with pytest.raises(MlcrtError, match="Mac with Apple silicon"):
+    with pytest.raises(MlcrtError, match="ARM64 macOS"):
         Engine(made, "metal")
+    with pytest.raises(MlcrtError, match="Mac with Apple silicon"):
+        metal.runtime()
     assert device.working_set_left() is None
 
 
