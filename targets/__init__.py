@@ -20,7 +20,7 @@ from types import ModuleType
 
 from mlcrt.errors import UsageError
 
-_NAMES = ("cuda", "rocm", "vulkan", "cpu")  # best first
+_NAMES = ("cuda", "rocm", "metal", "vulkan", "cpu")  # best first
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,6 @@ class _Slices:
 
     def __init__(self, op: Attention, tiles: AttentionTiles, machine: Machine, splits: int, n):
         self.op, self.machine, self.splits, self.n = op, machine, splits, n
-        self.threads = tiles.subgroups * machine.subgroup
         self.each = next(v for v in (8, 4, 2, 1) if op.head_dim % v == 0)
         while self.each * machine.subgroup < op.head_dim and op.head_dim % (2 * self.each) == 0:
             self.each *= 2  # small subgroups: a lane takes several loads
@@ -154,6 +153,11 @@ class _Slices:
             self.each, self.team = 2 * self.each, self.team // 2
         if self.team > machine.subgroup:
             raise MlcrtError(f"head_dim {op.head_dim} does not divide among {machine.subgroup} lanes; use --target cpu")
+        subgroups = tiles.subgroups
+        row = 4 * op.group * (op.head_dim + 3)  # what a team hands to merge(), in bytes of shared memory
+        while subgroups > 1 and row * subgroups * machine.subgroup // self.team > machine.shared_bytes:
+            subgroups //= 2
+        self.threads = subgroups * machine.subgroup
         self.teams = self.threads // self.team
         self.batch = tiles.batch
 
@@ -204,14 +208,15 @@ class _Slices:
     def read(self, cache, kv_head, p):
         """`each` elements of position p's row, zero in lanes beyond head_dim."""
         held = local((self.each,), self.op.kv_dtype)
-        whole = tirx.Ramp(0, 1, self.each) if self.each > 1 else 0
+        width = min(self.each, self.machine.vector)
         if self.team * self.each != self.op.head_dim:
             for e in range(self.each):
                 T.buffer_store(held, tirx.Cast(self.op.kv_dtype, T.float32(0)), [e])
         with self.reaching() as d:
             block, inside = tirx.floordiv(p, BLOCK), tirx.floormod(p, BLOCK) * self.op.head_dim + d
-            index = tirx.Ramp(inside, 1, self.each) if self.each > 1 else inside
-            T.buffer_store(held, T.BufferLoad(cache, [kv_head, block, index]), [whole])
+            for e in range(0, self.each, width):
+                index, whole = (tirx.Ramp(i, 1, width) if width > 1 else i for i in (inside + e, e))
+                T.buffer_store(held, T.BufferLoad(cache, [kv_head, block, index]), [whole])
         return [tirx.Cast("float32", T.BufferLoad(held, [e])) for e in range(self.each)]
 
     def visit(self, keys, values, valid, query, peak, weight, sums) -> None:

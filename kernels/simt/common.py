@@ -25,6 +25,8 @@ class Machine:
     and let the next kernel start. Before it a kernel may only read what older kernels wrote.
     stream(buffer, index, dtype):
     a load that stays where it is written, before or after `overlap`; dtype is uint32x4 or float16.
+    vector: most elements of one load or store; shared_bytes: shared memory of a block; any_angle: whether sine and
+    cosine are right for any angle, so that nothing need be taken off first (which fast math would undo).
     """
 
     subgroup: int
@@ -32,6 +34,9 @@ class Machine:
     dot8: Callable | None = None
     overlap: Callable[[], None] | None = None
     stream: Callable | None = None
+    vector: int = 8
+    shared_bytes: int = 96 << 10
+    any_angle: bool = False
 
     def follow(self) -> None:
         """From here on the results of the kernel in front may be read, and its inputs overwritten."""

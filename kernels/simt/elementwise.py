@@ -53,7 +53,8 @@ def rotary_tables(half: int, tokens: int | None, factor: float, machine: Machine
             machine.follow()
             with strided(half, thread, 64) as i:
                 at = tirx.Cast("float32", T.BufferLoad(position, [0]) + t)
-                c, s = cos_sin(at * T.BufferLoad(inv_freq, [i]))
+                angle = T.bind(at * T.BufferLoad(inv_freq, [i]))
+                c, s = (tirx.cos(angle), tirx.sin(angle)) if machine.any_angle else cos_sin(angle)
                 T.buffer_store(cos, c * T.float32(factor), [t, i])
                 T.buffer_store(sin, s * T.float32(factor), [t, i])
 

@@ -32,6 +32,8 @@ from .common import (
 from .functions import activation
 from .weights import Rows
 
+_REDUCTION_BYTES = 512  # shared memory left for block_reduce
+
 
 @dataclass(frozen=True)
 class LinearTiles:
@@ -117,7 +119,7 @@ def _gemv(k: LinearKernel, tiles: LinearTiles) -> None:
         if staged is not None:
             staged.fetch(thread, threads)
         k.machine.follow()
-        x = (_PackedActivations if packed else _Activations)(k, thread, threads)
+        x = _activations(k, packed)(k, thread, threads)
         with T.serial(count) as item:
             first, rows = rows_of(item)
             following = None if count == 1 else (item + 1 < count, rows_of(item + 1)[1])
@@ -154,6 +156,19 @@ def _shares(k: LinearKernel, tiles: LinearTiles) -> tuple[int, int, int]:
         if option[0] > best[0] + 0.05:
             best = option
     return best[1:]
+
+
+def _activations(k: LinearKernel, packed: bool):
+    """How the one-token form gets at its activations: from shared memory where that can hold them."""
+    if packed:
+        return _PackedActivations
+    w, scheme = k.weights, k.op.scheme
+    size = w.padded * (2 if scheme.dtype == "float16" else 4) + (0 if scheme.is_float else 4 * w.words)
+    if size + _REDUCTION_BYTES <= k.machine.shared_bytes:
+        return _Activations
+    from .unstaged import Unstaged
+
+    return Unstaged
 
 
 class _WeightStream:
@@ -353,6 +368,11 @@ class _Activations(_Staged):
         if self.sums is not None:
             T.buffer_store(self.sums, total.get(), [word])
 
+    def word(self, at) -> tuple[list, object]:
+        """The activations of the word at `at` in float32, and their sum (None for plain floats, which need none)."""
+        values = [T.bind(tirx.Cast("float32", T.BufferLoad(self.x, [j, at]))) for j in range(self.w.per_word)]
+        return values, None if self.sums is None else T.BufferLoad(self.sums, [at])
+
     def partial_dots(self, rows: list, stored: list, scales: list, word) -> list:
         """Per row the sum over `per_lane` words from `word` of weight * activation."""
         w = self.w
@@ -360,12 +380,12 @@ class _Activations(_Staged):
         offset_sum = Register(T.float32(0))
         for v in range(w.per_lane):
             at = word + v
-            values = [T.bind(tirx.Cast("float32", T.BufferLoad(self.x, [j, at]))) for j in range(w.per_word)]
+            values, total = self.word(at)
             for r, row in enumerate(rows):
                 for value, code in zip(values, w.values(stored[r][v], row, at), strict=True):
                     partial[r].add(code * value)
-            if self.sums is not None:
-                offset_sum.add(T.BufferLoad(self.sums, [at]))
+            if total is not None:
+                offset_sum.add(total)
         if not scales:
             return [p.get() for p in partial]
         offsets = [w.offset(row, word, scale) for row, scale in zip(rows, scales, strict=True)]
