@@ -6,14 +6,35 @@ copying without the host, saying how much memory is free.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 
+class Stopwatch:
+    """Wall-clock seconds between start and stop, the device idle at both."""
+
+    method = "wall clock, the device idle before and after"
+
+    def __init__(self, runtime: DeviceRuntime):
+        self._device, self._start = runtime.device, 0.0
+
+    def start(self) -> None:
+        self._device.sync()
+        self._start = time.perf_counter()
+
+    def stop(self) -> float:
+        """Seconds since start."""
+        self._device.sync()
+        return time.perf_counter() - self._start
+
+
 class DeviceRuntime:
     """Tensors in device memory; reading copies to the host. `device` is a tvm device, such as tvm.cuda(0)."""
+
+    bandwidth_method = ""  # how read_bandwidth measures, in words
 
     def __init__(self, device):
         import tvm
@@ -25,6 +46,22 @@ class DeviceRuntime:
 
     def available_bytes(self) -> int | None:
         """Free device memory; None where the driver does not tell."""
+        return None
+
+    def used_bytes(self) -> int | None:
+        """Device memory in use by everybody; None where the driver does not tell or it is the host's."""
+        return None
+
+    def read_bandwidth(self) -> float | None:
+        """Bytes per second that the device moves between its memory and its cores, measured now; None: not known."""
+        return None
+
+    def stopwatch(self) -> Stopwatch:
+        """What measures how long the device is busy with one call."""
+        return Stopwatch(self)
+
+    def launches(self, step: Callable[[], None]) -> int | None:
+        """Kernels that one call of a step launches, after its first calls; None where that is not known."""
         return None
 
     def load(self, library: Path):

@@ -27,9 +27,10 @@ _SAMPLING = [
 ]
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """MODEL and how to load it."""
-    parser.add_argument("model", metavar="MODEL", help="Hugging Face id, folder, .gguf file, compiled folder, package")
+    text = "Hugging Face id, folder, .gguf file, compiled folder, package"
+    parser.add_argument("model", metavar="MODEL", nargs=None if required else "?", help=text)
     parser.add_argument("--quantization", metavar="Q", help=f"if it has to be compiled first: {SCHEMES}")
     parser.add_argument(
         "--device", default="auto", metavar="D", help="where to run, see `mlcrt devices` (default: auto)"
@@ -67,6 +68,11 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, not {text}")
     return value
+
+
+def positives(text: str) -> list[int]:
+    """An argparse type: numbers separated by commas."""
+    return [positive(part) for part in text.split(",")]
 
 
 def existing_file(text: str) -> Path:
@@ -126,6 +132,23 @@ def report_rows(title: str, rows: list[dict[str, Any]]) -> None:
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(title: str, rows: list[tuple[str, ...]], notes: list[str]) -> None:
+    """A table on stdout whose first row is its heading; figures stand at the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for number, name in enumerate(rows[0]):
+        table.add_column(name, no_wrap=True, justify="left" if number < 2 else "right")
+    for row in rows[1:]:
+        table.add_row(*row)
+    console = Console()
+    console = console if console.is_terminal else Console(width=160)  # nothing to fit into: cut nothing off
+    console.print(table)
+    for note in notes:
+        console.print(note, soft_wrap=True, highlight=False)
 
 
 def print_rows(title: str, rows: list[tuple[str, str]]) -> None:

@@ -58,7 +58,14 @@ def synthetic_config(shape: str) -> tuple[str, DecoderConfig]:
 
 def make_synthetic(shape: str, quantization: str, folder: Path) -> Path:
     """Write the dist folder (a manifest alone) of a synthetic model; the folder."""
-    name, config = synthetic_config(shape)
+    manifest = synthetic_manifest(*synthetic_config(shape), quantization)
+    with new_folder(Path(folder)) as building:
+        write_json(building / "mlcrt.json", manifest)
+    return Path(folder)
+
+
+def synthetic_manifest(name: str, config: DecoderConfig, quantization: str) -> dict:
+    """What mlcrt.json of a synthetic model says before it is compiled for any target."""
     scheme(quantization)
     schemes = {
         p.name: "q0f32" if p.name.endswith("router.weight") else quantization
@@ -67,7 +74,7 @@ def make_synthetic(shape: str, quantization: str, folder: Path) -> Path:
     }
     specs = stored_specs(Plan(config, {}, schemes, frozenset(), {}))
     size = sum(math.prod(shape) * np.dtype(dtype).itemsize for _, shape, dtype in specs)
-    manifest = {
+    return {
         "format": FORMAT,
         "mlcrt": __version__,
         "name": f"synthetic-{name}",
@@ -79,9 +86,6 @@ def make_synthetic(shape: str, quantization: str, folder: Path) -> Path:
         "limits": {"context": config.context},
         "targets": {},
     }
-    with new_folder(Path(folder)) as building:
-        write_json(building / "mlcrt.json", manifest)
-    return Path(folder)
 
 
 def synthetic_params(config: DecoderConfig, schemes: dict[str, str], seed: int = 0) -> dict[str, np.ndarray]:
@@ -99,13 +103,19 @@ def _draw(name: str, shape, dtype: str, config: DecoderConfig, pool: bytes, rng)
     if dtype == "uint32":
         words = np.frombuffer(pool, np.uint32)
         start = int(rng.integers(0, len(words) // 2))
-        return np.resize(words[start:], count).reshape(shape)
+        return _repeated(words[start:], count).reshape(shape)
     if name.endswith((".scales", ".mins")):
         columns = shape[-1] * 32
         size = 1 / (4.6 * math.sqrt(columns))  # uniform 4-bit codes have a standard deviation of 4.6
         if name.endswith(".mins"):
             return np.full(shape, -7.5 * size, dtype)
-        return (np.resize(rng.uniform(0.8 * size, 1.2 * size, 1 << 16), count).reshape(shape)).astype(dtype)
+        return _repeated(rng.uniform(0.8 * size, 1.2 * size, 1 << 16), count).reshape(shape).astype(dtype)
     if len(shape) == 1:
         return np.ones(shape, dtype)
-    return (np.resize(rng.standard_normal(1 << 20), count).reshape(shape) / math.sqrt(shape[-1])).astype(dtype)
+    values = rng.standard_normal(min(count, 1 << 20)) / math.sqrt(shape[-1])
+    return _repeated(values, count).reshape(shape).astype(dtype)
+
+
+def _repeated(values: np.ndarray, count: int) -> np.ndarray:
+    """`count` values, from the beginning again where they do not suffice; a view where they do."""
+    return values[:count] if count <= len(values) else np.resize(values, count)

@@ -58,7 +58,7 @@ class LoadedModel:
         runtime = target.named_runtime(self._where) if hasattr(target, "named_runtime") else target.runtime()
         plan.check(runtime.available_bytes(), self.device)
         self.context = plan.context
-        self._runtime = runtime
+        self._runtime, self._used_before = runtime, runtime.used_bytes()
         path = opened.path / self._entry["library"]
         try:
             library = runtime.load(path)
@@ -110,6 +110,17 @@ class LoadedModel:
     def memory(self) -> dict[str, int]:
         """Bytes of weights, KV cache and workspace."""
         return {"weights": self.plan.weights, "kv": self.plan.kv, "workspace": self.plan.workspace}
+
+    @property
+    def runtime(self):
+        """The device's runtime (targets/device.py), for measuring."""
+        return self._runtime
+
+    @property
+    def device_bytes(self) -> int | None:
+        """Device memory taken since before loading; None where the driver does not tell."""
+        used = self._runtime.used_bytes()
+        return None if used is None or self._used_before is None else used - self._used_before
 
 
 class Engine(LoadedModel):

@@ -37,6 +37,8 @@ def probe() -> ProbeResult:
 class CpuRuntime(DeviceRuntime):
     """Tensors that share their memory with numpy: placing and reading copy nothing."""
 
+    bandwidth_method = "all cores reading 512 MiB"
+
     def __init__(self):
         # TVM assumes hyper-threads and would use half of the cores it sees; it reads this at the first parallel loop.
         os.environ.setdefault("TVM_NUM_THREADS", str(physical_cores()))
@@ -48,6 +50,11 @@ class CpuRuntime(DeviceRuntime):
         from mlcrt.runtime.memory import available_bytes
 
         return available_bytes()
+
+    def read_bandwidth(self) -> float | None:
+        from mlcrt.measure import machine
+
+        return machine.read_bandwidth()
 
     def place(self, array: np.ndarray):
         """A tensor with the array's values; the array's own memory where alignment allows."""

@@ -15,6 +15,7 @@ from mlcrt.targets import ProbeResult
 from mlcrt.targets.device import DeviceRuntime
 
 from .graph import Graph, check
+from .timing import EventWatch, copy_bandwidth
 
 
 def probe() -> ProbeResult:
@@ -93,6 +94,8 @@ ALIGNMENT = 256  # of a tensor in the arena, in bytes
 class CudaRuntime(DeviceRuntime):
     """A CUDA device: the step is a graph, and tokens stay on the device until they are asked for."""
 
+    bandwidth_method = "a copy of 1 GiB on the device, bytes read and written"
+
     def __init__(self, index: int = 0):
         self.cudart = _load_cudart()
         import tvm
@@ -118,6 +121,20 @@ class CudaRuntime(DeviceRuntime):
     def available_bytes(self) -> int | None:
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
         return None if self.cudart.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)) else free.value
+
+    def used_bytes(self) -> int | None:
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        failed = self.cudart.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total))
+        return None if failed else total.value - free.value
+
+    def read_bandwidth(self) -> float | None:
+        return copy_bandwidth(self)
+
+    def stopwatch(self) -> EventWatch:
+        return EventWatch(self)
+
+    def launches(self, step) -> int | None:
+        return getattr(step, "nodes", None)
 
     def step(self, function, state, params):
         """The decode step as a call without arguments: one graph launch unless MLCRT_GRAPH=0."""

@@ -25,6 +25,7 @@ class Graph:
     def __init__(self, runtime, step: Callable[[], None]):
         self.runtime, self.step = runtime, step
         self.warm, self.executable = False, None
+        self.nodes: int | None = None  # kernels and copies of one replay, once it is captured
 
     def __call__(self) -> None:
         if not self.warm:
@@ -50,6 +51,9 @@ class Graph:
                 code = cudart.cudaStreamEndCapture(stream, ctypes.byref(graph))
         check(cudart, code)
         check(cudart, cudart.cudaGraphInstantiate(ctypes.byref(executable), graph, ctypes.c_ulonglong(0)))
+        nodes = ctypes.c_size_t()
+        check(cudart, cudart.cudaGraphGetNodes(graph, None, ctypes.byref(nodes)))
+        self.nodes = nodes.value
         check(cudart, cudart.cudaGraphDestroy(graph))
         check(cudart, cudart.cudaStreamDestroy(stream))
         return executable

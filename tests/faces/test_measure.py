@@ -15,7 +15,7 @@ from toy_engine import Engine
 from mlcrt import cli
 from mlcrt.errors import MlcrtError, UsageError
 from mlcrt.measure import machine
-from mlcrt.measure.bench import bench, bytes_per_token, run_once
+from mlcrt.measure.bench import bench, bytes_per_token, memory_text, memory_used, run_once
 from mlcrt.measure.mmlu import mmlu, read_questions
 from mlcrt.measure.perplexity import llama_windows, losses, perplexity, windows
 from mlcrt.models.config import MixtureOfExperts
@@ -209,6 +209,56 @@ def test_bench_counts_what_it_ran(dist, monkeypatch, capsys):
     assert cli.main(["bench", str(dist), "-p", "20", "-n", "2", "--repeat", "1"]) == 0
     out = capsys.readouterr().out
     assert "prefill 20" in out and "decode 2" in out and "per token at 10.0 GB/s" in out
+
+
+def test_without_a_known_bandwidth_there_is_no_floor(dist, monkeypatch, capsys):
+    monkeypatch.setattr(machine, "read_bandwidth", lambda: None)
+    common = ["bench", str(dist), "-p", "20", "-n", "2", "--repeat", "1"]
+    assert cli.main([*common, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["read_bandwidth"] is result["floor_ms_per_token"] is result["floor_share"] is None
+    assert result["bytes_per_token"] > 1e6
+    assert cli.main(common) == 0
+    out = capsys.readouterr().out
+    assert "bandwidth cannot be measured" in " ".join(out.replace("│", " ").split()) and "of it reached" not in out
+
+
+def test_memory_taken_on_the_device_is_set_against_the_plan(dist, monkeypatch):
+    taken = Engine(dist)
+    taken.device_bytes = 3 << 20
+    used = memory_used(taken)
+    assert used["device_memory"] == 3 << 20
+    assert "on the device 3.0 MiB taken, 9.7 MiB planned" in memory_text(used)
+    taken.device_bytes = None
+    assert "device" not in memory_text(memory_used(taken))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give either MODEL or --synthetic"),
+        (["m", "--synthetic", "llama3-8b"], "give either MODEL or --synthetic"),
+        (["m", "--target", "cpu"], "belong to --synthetic"),
+        (["m", "--compile-only"], "belong to --synthetic"),
+        (["--synthetic", "smollm2-135m", "--context", "64"], "--context does not go with"),
+        (["--synthetic", "llama9-1t"], "no shape 'llama9-1t'"),
+        (["--synthetic", "smollm2-135m", "--quantization", "q5"], "q5"),
+        (["--synthetic", "smollm2-135m", "--target", "cuda", "--device", "cpu"], "does not run code for"),
+        (["--synthetic", "smollm2-135m", "--target", "abacus"], "unknown target 'abacus'"),
+        (["--synthetic", "smollm2-135m", "--contexts", "16,0"], "must be 1 or more"),
+        (["--synthetic", "smollm2-135m", "--contexts", "16,,2"], "--contexts"),
+        (["m", "--profile", "sampling"], "--profile"),
+    ],
+)
+def test_bench_refuses_in_words(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = cli.main(["bench", *arguments])
+    except SystemExit as stop:  # argparse's own
+        code = stop.code
+    err = capsys.readouterr().err
+    assert code == 2 and message in err and "Traceback" not in err
+    assert not list(tmp_path.iterdir())
 
 
 def test_one_run_is_one_prefill_and_single_steps(dist):

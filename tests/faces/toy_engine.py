@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from mlcrt.errors import MlcrtError
+from mlcrt.measure import machine
 from mlcrt.models.config import DecoderConfig, Rope
 
 
@@ -31,17 +32,27 @@ def toy_config(toy: dict) -> DecoderConfig:
     )  # fmt: skip
 
 
+class Runtime:
+    """What measuring asks of a device."""
+
+    bandwidth_method = "told"
+
+    def read_bandwidth(self) -> float | None:
+        return machine.read_bandwidth()
+
+
 class Engine:
     """`toy.json` in the compiled folder: vocab, eos, context, `ends` (one answer token in so many is the end),
     `text_tokens` (the ids it answers with)."""
 
-    chunk = 32
+    chunk = score_chunk = 32
 
     def __init__(self, dist, device="auto", context=None):
         self.toy = json.loads((Path(dist) / "toy.json").read_text())
         self.config = toy_config(self.toy)
         self.context = context or self.toy["context"]
         self.manifest, self.device = {}, "toy"
+        self.runtime, self.device_bytes = Runtime(), None
         self.memory = {"weights": 10_000_000, "kv": self.context * 256, "workspace": 4096}
         self.tokens: list[int] = []
         self.ran: list[int] = []  # how many tokens each call ran
