@@ -6,7 +6,7 @@ import argparse
 import re
 
 from mlcrt.commands import options
-from mlcrt.errors import UsageError
+from mlcrt.errors import MlcrtError, UsageError
 
 SUMMARY = "measure prefill and decode speed"
 EXAMPLES = """examples:
@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         if args.compile_only:
             print(dist)
             return 0
+        _require_device(dist, device)
     else:
         from mlcrt.chat import resolve_model
 
@@ -97,6 +98,15 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--batch does not go with --contexts or --profile, which measure one sequence")
     if args.context and not args.batch and (args.synthetic or args.contexts):
         raise UsageError("--context does not go with --synthetic or --contexts, which need what they measure at")
+
+
+def _require_device(dist, device: str) -> None:
+    """MlcrtError unless this machine has the device that the folder was compiled for."""
+    from mlcrt.targets import all_targets
+
+    probed = all_targets()[device.partition(":")[0]].probe()
+    if not probed.available:
+        raise MlcrtError(f"{dist} is compiled, but cannot run here ({probed.reason}); copy it to where that is")
 
 
 def _synthetic(args: argparse.Namespace):

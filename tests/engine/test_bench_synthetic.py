@@ -78,6 +78,18 @@ def test_bench_of_random_weights(shape, monkeypatch, capsys):
     assert json.loads((library.parent.parent / "mlcrt.json").read_text())["config"]["layers"] == 1
 
 
+def test_made_here_for_elsewhere(shape, capsys, monkeypatch):
+    from mlcrt.targets import ProbeResult, cpu
+
+    common = ["bench", "--synthetic", "odd.json", "--quantization", "q0f16", "--target", "cpu"]
+    assert cli.main([*common, "--compile-only"]) == 0
+    made = capsys.readouterr().out.strip()
+    monkeypatch.setattr(cpu, "probe", lambda: ProbeResult(False, reason="no such thing"))
+    assert cli.main([*common, "-n", "4"]) == 1
+    captured = capsys.readouterr()
+    assert f"mlcrt: {made} is compiled, but cannot run here (no such thing)" in captured.err and captured.out == ""
+
+
 def test_a_folder_that_is_something_else_stays(shape):
     folder = shape.parent / "dist" / "synthetic-odd-q4f16_1"
     folder.mkdir(parents=True)
@@ -112,8 +124,7 @@ def test_observed_steps_compute_the_same(compiled):
     assert gone() is None  # the library does not keep it, and with it the engine
 
 
-@pytest.mark.parametrize("quantization", ["q0f32", "q4f16_1"])
-@pytest.mark.parametrize("case", ["qwen3_norms", "llama_mha"])
+@pytest.mark.parametrize(("case", "quantization"), [("qwen3_norms", "q0f32"), ("llama_mha", "q4f16_1")])
 def test_every_stored_byte_is_counted_once(compiled, case, quantization):
     dist = compiled(case, quantization)
     engine = Engine(dist, "cpu", 64)
