@@ -16,6 +16,7 @@ import numpy as np
 
 from mlcrt.dist import check_target, open_dist
 from mlcrt.errors import MlcrtError, UsageError
+from mlcrt.select import pick
 
 from .engine import Engine, LoadedModel
 from .pages import BlockPool, Lease
@@ -106,7 +107,7 @@ class BatchEngine(Protocol):
 def open_batch_engine(dist: Path, device: str = "auto", context: int | None = None, slots: int = 8) -> BatchEngine:
     """Load a compiled model for `slots` sequences of `context` tokens each."""
     opened = open_dist(dist)
-    entry = check_target(opened, LoadedModel._pick(opened, device))
+    entry = check_target(opened, pick(opened, device))
     if slots < 1 or (entry["batch"] and slots > entry["batch"]):
         most = f"from 1 to {entry['batch']}" if entry["batch"] else "at least 1"
         raise UsageError(f"{slots} slots are not possible; choose {most}")

@@ -11,13 +11,39 @@ Decode: greedy steps that the device feeds itself, one submission each; median o
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from pathlib import Path
 
 import numpy as np
-from cuda_decode import STEPS, measure
 
 from mlcrt.measure.synthetic import make_synthetic
+
+STEPS, RUNS = 64, 3
+
+
+def timed(function) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def measure(engine, contexts: list[int]) -> None:
+    """Print what `mlcrt bench --synthetic` does, without its floor."""
+    for context in contexts:
+        engine.tokens = [1] * context  # positions count, contents do not
+        engine.greedy(8)
+        runs = []
+        for _ in range(RUNS):
+            engine.tokens = [1] * context
+            runs.append(timed(lambda: engine.greedy(STEPS)) / STEPS)
+        seconds = statistics.median(runs)
+        print(f"decode at {context}: {1 / seconds:.1f} tokens/s, {seconds * 1e3:.3f} ms a token")
+    prompt, runs = list(range(512)), []
+    for _ in range(RUNS + 1):
+        engine.rollback(0)
+        runs.append(timed(lambda: engine.prefill(prompt)))
+    print(f"prefill 512: {512 / statistics.median(runs[1:]):.0f} tokens/s")
 
 
 def profile(engine, context: int) -> None:
