@@ -62,7 +62,8 @@ class LinearKernel:
         symbolic = op.tokens is None
         n = self.n = T.int32() if symbolic else op.tokens
         x = T.arg("x", T.handle())
-        self.weights = Rows(op.scheme, op.rows, op.columns, weight_arguments(op.scheme, op.rows, op.columns))
+        buffers = weight_arguments(op.scheme, op.rows, op.columns)
+        self.weights = Rows(op.scheme, op.rows, op.columns, buffers, machine.vector)
         self.norm = T.arg("norm", T.Buffer((op.columns,), "float32")) if op.norm_eps is not None else None
         self.bias = T.arg("bias", T.Buffer((op.rows,), "float32")) if op.bias else None
         residual = T.arg("residual", T.handle()) if op.residual else None
@@ -290,7 +291,7 @@ class _StagedGroups:
         held = {}
         for part in w.group_parts:
             dtype = "uint32" if part == "high" else "float16"
-            widest = 4 if part == "high" else 8
+            widest = min(4 if part == "high" else 8, self.k.machine.vector)
             width = next(v for v in (8, 4, 2, 1) if v <= widest and self.count % v == op.units * w.groups % v == 0)
             held[part] = shared((self.k.parts * self.count,), dtype)
             for p in range(self.k.parts):

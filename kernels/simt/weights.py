@@ -15,9 +15,10 @@ _MAGIC_BITS, _MAGIC = 0x4B000000, 8388608.0
 
 
 class Rows:
-    """The stored parts of a [rows, columns] weight; `per_lane` words are what one thread loads at once."""
+    """The stored parts of a [rows, columns] weight; `per_lane` words, at most `vector`, are what a thread loads at
+    once."""
 
-    def __init__(self, scheme: Scheme, rows: int, columns: int, buffers: dict):
+    def __init__(self, scheme: Scheme, rows: int, columns: int, buffers: dict, vector: int = 8):
         self.scheme, self.rows, self.columns, self.buffers = scheme, rows, columns, buffers
         self.per_word = 1 if scheme.is_float else scheme.per_word
         groups = -(-columns // scheme.group)
@@ -25,7 +26,7 @@ class Rows:
         self.padded = self.words * self.per_word
         # 16 bytes where the row allows, and never across groups: a load has one scale
         widest = 128 // scheme.bits if scheme.is_float else min(4, scheme.group // scheme.per_word)
-        self.per_lane = next(v for v in (8, 4, 2, 1) if v <= widest and self.words % v == 0)
+        self.per_lane = next(v for v in (8, 4, 2, 1) if v <= min(widest, vector) and self.words % v == 0)
         self.groups = groups
         self.grouped = lambda part, row, group: T.BufferLoad(buffers[part], [row, group])  # what is stored per group
 
