@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 	@$(BIN)/mlcrt chat "$$($(BIN)/python -m mlcrt.demo)" --prompt "$(PROMPT)" --max-tokens 128 --temperature 0
 
 test: $(VENV)/.test debian
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 # A Vulkan device that runs on the CPU (lavapipe) with the layers that check our use of Vulkan, an emulator of ARM64 programs
 # (qemu-user), AMD's HIP library and header, a C++ compiler, and Chromium with its driver for the chat page; without them the

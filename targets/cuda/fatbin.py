@@ -140,7 +140,7 @@ def _compile_with_nvcc(nvcc: str, source: bytes, numbers: list[int]) -> bytes:
     with tempfile.TemporaryDirectory() as scratch:
         file, output = Path(scratch, "kernels.cu"), Path(scratch, "kernels.fatbin")
         file.write_bytes(source)
-        command = [nvcc, "-fatbin", "-O3", "-o", str(output), str(file), *flags]
+        command = [nvcc, "-fatbin", "-O3", "--threads=0", "-o", str(output), str(file), *flags]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
             lines = [line for line in result.stderr.splitlines() if "error" in line] or ["no message"]

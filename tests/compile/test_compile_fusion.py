@@ -135,8 +135,9 @@ def test_dump_ir_writes_every_phase(model, tmp_path):
     files = sorted((tmp_path / "ir" / "new").iterdir())
     assert [f.name for f in files] == [f"{i:02d}-{n}.py" for i, n in enumerate(["export", *names])]
     text = {f.name[3:-3]: f.read_text() for f in files}
-    assert text["export"].count("mlcrt.dequantize") == 3 * LINEARS and "mlcrt.linear" not in text["export"]
-    assert text["fuse-residual"].count("mlcrt.linear") == 3 * LINEARS
+    weights = text["export"].count("mlcrt.dequantize")  # of every entry point
+    assert weights > 3 * LINEARS and "mlcrt.linear" not in text["export"]
+    assert text["fuse-residual"].count("mlcrt.linear") == weights and "mlcrt.dequantize" not in text["fuse-residual"]
     assert "mlcrt.linear" not in text["lower-operators"] and "call_tir" in text["lower-operators"]
     assert "R.nn.silu" in text["fuse-norm"] and "R.nn.silu" not in text["fuse-gate"]
     assert "alloc_storage" in text["plan-memory"]

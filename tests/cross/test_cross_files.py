@@ -160,7 +160,7 @@ def test_the_manifest_knows_each_library(everywhere):
         ("cpu:aarch64-linux", "lib.so is for ARM64 Linux and this machine is x86-64 Linux; compile it here with"),
         ("cpu:aarch64-macos", "lib.dylib is for ARM64 macOS and this machine is x86-64 Linux; compile it here with"),
         ("cpu:x86-64-v3-windows", "lib.dll is for x86-64 Windows and this machine is x86-64 Linux; compile it"),
-        ("cpu:x86-64-v2-windows", r"has no library for cpu:x86-64-v2-windows \(it has: cpu, .*\); compile again with"),
+        ("cpu:x86-64-v2-windows", r"has no library for cpu:x86-64-v2-windows \(it has: .*cpu.*\); compile again with"),
     ],
 )
 def test_foreign_libraries_are_refused(everywhere, device, sentence):

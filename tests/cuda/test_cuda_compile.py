@@ -63,9 +63,10 @@ def launch_tags(dist: Path) -> dict[str, list[str]]:
     return found
 
 
-def test_kernels_start_early_only_where_every_architecture_can_wait(library, tmp_path):
+def test_kernels_start_early_only_where_every_architecture_can_wait(library, tmp_path, monkeypatch):
     early = fatbin.OVERLAP_TAG.decode()
     assert not any(early in tags for tags in launch_tags(library[0]).values())  # sm_80 cannot
+    monkeypatch.setattr(fatbin, "compile_source", lambda source, sms: b"")  # the tags are ours, the code is not wanted
     model = tiny.make_tiny("llama3_gqa7", tmp_path / "model")
     tags = launch_tags(compile_model(model, "q4f16_1", "cuda:sm_90", dist_root=tmp_path))
     assert {name for name in tags if early not in tags[name]} == {"last_row_kernel"}  # a stock kernel that never waits
@@ -77,12 +78,11 @@ def test_attention_of_one_token_is_one_kernel_and_products_of_many_use_tensor_co
     names = set(launch_tags(library[0]))
     assert "rope_attention_kernel" in names and not any(n.startswith("attention_decode") for n in names)
     prefill = {n for n in names if n.startswith("linear_q4f16_1_prefill")}
-    assert prefill and len(prefill) == 2 * len({n for n in prefill if n.endswith("_kernel_1")})  # prepare and product
+    kinds = {n.removesuffix("_kernel") for n in prefill if n.endswith("_kernel")}
+    assert kinds and all({f"{k}_kernel_1", f"{k}_kernel_2"} <= prefill for k in kinds)  # prepare, small and large product
 
 
-@pytest.mark.parametrize(
-    ("kernel", "expected"), [(b"a", True), (b"b", False), (b"ab", True)]
-)
+@pytest.mark.parametrize(("kernel", "expected"), [(b"a", True), (b"b", False), (b"ab", True)])
 def test_which_kernels_wait_for_the_one_in_front(kernel, expected):
     source = b"""__global__ void a(int* x);
 __global__ void b(int* x);
@@ -166,7 +166,7 @@ def test_machine_code_is_not_compiled_again():
 def test_compiler_errors_are_one_sentence():
     if cuda.compiler_missing() and os.environ.get("CI") != "true":
         pytest.skip(cuda.compiler_missing())
-    with pytest.raises(MlcrtError, match="nvcc failed") as error:
+    with pytest.raises(MlcrtError, match="(nvcc|nvrtc) failed") as error:
         fatbin.compile_source(b"this is not CUDA", ("sm_90",))
     assert "\n" not in str(error.value)
 
