@@ -266,7 +266,7 @@ def test_an_interrupted_save_leaves_the_old_file(engine, saved, tmp_path, monkey
 def test_metadata_is_plain_text(saved):
     with safe_open(saved, "np") as file:
         metadata = file.metadata()
-    assert metadata["model"] == f"{CASE}-q0f32" and metadata["layout"] == "float32/16"
+    assert metadata["model"] == f"{CASE}-q0f32" and metadata["layout"] == "float32/16/rows"
     assert json.loads(json.dumps(metadata)) == metadata and set(metadata) == {
         "mlcrt_session", "crc32", "signature", "model", "layout",
     }  # fmt: skip
