@@ -92,7 +92,7 @@ def decode_calls(config, scheme_of: Callable[[str], object], library, context: i
     from mlcrt.models.decoder import build_module
 
     mod, _ = build_module(config, scheme_of, library.kv_shapes, library.kv_dtype)
-    for name, phase in phases(library, library.chunk):
+    for name, phase in phases(library):
         mod = phase(mod)
         if name == "schedule-remaining":
             break

@@ -31,7 +31,7 @@ def test_embed(scheme, hidden):
 @pytest.mark.parametrize(("half", "count", "factor"), [(32, 1, 1.0), (40, None, 1.25), (128, None, 1.0)])
 def test_rotary_tables(half, count, factor):
     inv_freq = (10000.0 ** (-np.arange(half) / half)).astype(np.float32)
-    kernel = Emulated(LIBRARY.build_rotary_tables(half, count, factor))
+    kernel = Emulated(LIBRARY.build_rotary_tables(half, count, factor, False))
     for position in (0, 130, 131_000):
         n = count or 3
         cos, sin = unwritten(n, half), unwritten(n, half)

@@ -45,7 +45,8 @@ def test_touched_lines_and_instructions():
     op = Linear(SCHEMES["q0f32"], 4, 1024, 1)
     x, w, y = np.ones((1, 1024), np.float32), np.ones((4, 1024), np.float32), np.zeros((1, 4), np.float32)
     (report,) = Emulated(LIBRARY.build_linear(op, "linear"))(x, w, y)
-    assert report.touched_bytes == x.nbytes + w.nbytes + 64
+    size = x.nbytes + w.nbytes + y.nbytes
+    assert size <= report.touched_bytes <= size + 3 * 64  # an array may begin and end inside a line
     assert report.instructions == sum(report.lines.values())
 
 
