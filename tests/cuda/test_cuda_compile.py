@@ -68,10 +68,18 @@ def test_kernels_start_early_only_where_every_architecture_can_wait(library, tmp
     assert not any(early in tags for tags in launch_tags(library[0]).values())  # sm_80 cannot
     monkeypatch.setattr(fatbin, "compile_source", lambda source, sms: b"")  # the tags are ours, the code is not wanted
     model = tiny.make_tiny("llama3_gqa7", tmp_path / "model")
-    tags = launch_tags(compile_model(model, "q4f16_1", "cuda:sm_90", dist_root=tmp_path))
+    tags = launch_tags(compile_model(model, "q4f32_1", "cuda:sm_90", dist_root=tmp_path))
     assert {name for name in tags if early not in tags[name]} == {"last_row_kernel"}  # a stock kernel that never waits
-    dynamic = [t for t in tags.values() if "tirx.use_dyn_shared_memory" in t]
-    assert dynamic and all(t[-1] == "tirx.use_dyn_shared_memory" for t in dynamic)  # what TVM's runtime demands
+
+
+def test_the_tag_of_dynamic_memory_stays_last():
+    """TVM's runtime demands that of a kernel's launch tags."""
+    dynamic = b"tirx.use_dyn_shared_memory"
+    function = text(b"k") + text(b"k") + struct.pack("<Q", 0)
+    function += struct.pack("<Q", 2) + text(b"blockIdx.x") + text(dynamic) + struct.pack("<Q", 0)
+    source = text(b"__global__ void k(int* x) { mlcrt_overlap(); }")
+    made = fatbin._compile_payload(text(b"cuda") + struct.pack("<Q", 1) + function + source, lambda _: b"code")
+    assert 0 < made.index(fatbin.OVERLAP_TAG) < made.index(dynamic)
 
 
 def test_attention_of_one_token_is_one_kernel_and_products_of_many_use_tensor_cores(library):
