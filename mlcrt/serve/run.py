@@ -19,6 +19,7 @@ from mlcrt.errors import MlcrtError
 from mlcrt.runtime.tokenizer import ModelTokenizer
 from mlcrt.serve.app import create_app
 from mlcrt.serve.interface import Scheduler
+from mlcrt.serve.protocol import HttpProtocol
 from mlcrt.serve.service import Service
 from mlcrt.serve.settings import Settings
 
@@ -45,6 +46,15 @@ def open_service(dist: Path, settings: Settings, device: str, slots: int, contex
         raise
 
 
+def configuration(service: Service) -> uvicorn.Config:
+    """How uvicorn serves the application."""
+    return uvicorn.Config(
+        create_app(service), log_config=None, access_log=False, server_header=False, proxy_headers=False,
+        timeout_graceful_shutdown=int(service.settings.shutdown_timeout) + _AFTER, lifespan="on", ws="none",
+        timeout_keep_alive=30, http=HttpProtocol,
+    )  # fmt: skip
+
+
 def run(service: Service, listener: socket.socket, report: Callable[[str], None]) -> None:
     """Serve at `listener` until SIGINT or SIGTERM, then let open answers finish (`shutdown_timeout`).
 
@@ -59,13 +69,8 @@ def run(service: Service, listener: socket.socket, report: Callable[[str], None]
         if not settings.local_only and not settings.api_keys:
             report("Anyone who can reach this address can use the model: there is no --api-key.")
 
-    config = uvicorn.Config(
-        create_app(service), log_config=None, access_log=False, server_header=False, proxy_headers=False,
-        timeout_graceful_shutdown=int(settings.shutdown_timeout) + _AFTER, lifespan="on", ws="none",
-        timeout_keep_alive=30,
-    )  # fmt: skip
     try:
-        _Server(config, service, started).run(sockets=[listener])
+        _Server(configuration(service), service, started).run(sockets=[listener])
     finally:
         service.close()
 

@@ -18,8 +18,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "faces"), str(HERE.parent / "text")
 from toy_scheduler import ToyScheduler  # noqa: E402
 
 from mlcrt.runtime.tokenizer import ModelTokenizer  # noqa: E402
-from mlcrt.serve.app import create_app  # noqa: E402
-from mlcrt.serve.run import listen  # noqa: E402
+from mlcrt.serve.run import configuration, listen  # noqa: E402
 from mlcrt.serve.service import Service  # noqa: E402
 from mlcrt.serve.settings import Settings  # noqa: E402
 
@@ -34,8 +33,7 @@ class Running:
         listener = listen(replace(service.settings, port=0))
         self.port = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        config = uvicorn.Config(create_app(service), log_config=None, access_log=False, ws="none", lifespan="on")
-        self.server = uvicorn.Server(config)
+        self.server = uvicorn.Server(configuration(service))
         self._thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)
         self._thread.start()
         while not self.server.started:

@@ -14,6 +14,7 @@ import pytest
 import requests
 from served import running
 
+from mlcrt.serve.protocol import HttpProtocol
 from mlcrt.serve.settings import Settings
 
 MODEL = "toy"
@@ -298,6 +299,30 @@ def test_a_client_that_leaves_frees_its_slot(dist, stream):
         stats = server.idle(3)
         assert stats["finished"]["cancelled"] == 1 and stats["steps"] - steps < 100
         assert post(server, json=body()).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\xff\xfe rubbish", b"rubbish without an end of line", bytes(range(255, 55, -1)), b"G\x00T / HTTP/1.1\r\n"],
+)
+def test_bytes_that_are_no_http_are_answered_at_once(server, data):
+    with send_raw(server, data) as connection:
+        assert connection.recv(4096).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize("first", [b"", b"POST /v1/chat/comp", b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Slow"])
+def test_headers_that_do_not_end(server, monkeypatch, first):
+    monkeypatch.setattr(HttpProtocol, "header_seconds", 0.2)
+    with send_raw(server, first) as connection:
+        assert connection.recv(4096).startswith(b"HTTP/1.1 408 ") and connection.recv(4096) == b""
+
+
+def test_a_connection_may_be_kept_for_longer_than_headers_may_take(server, monkeypatch):
+    monkeypatch.setattr(HttpProtocol, "header_seconds", 0.2)
+    with requests.Session() as kept:
+        for _ in range(3):
+            assert kept.get(server.url + "/health", timeout=5).status_code == 200
+            time.sleep(0.3)
 
 
 def test_half_a_request_and_then_nothing(dist):
