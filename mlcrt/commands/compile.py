@@ -26,6 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write (default: dist/NAME-Q)")
     parser.add_argument("--context", type=options.positive, metavar="N", help="context of the printed memory plan")
     parser.add_argument("--dump-ir", type=Path, metavar="DIR", help="write the module after every phase there")
+    parser.add_argument(
+        "--slots", type=options.count, metavar="N",
+        help="most requests that `mlcrt serve` runs in one step (0: none, which compiles faster)",
+    )  # fmt: skip
     parser.add_argument("--jobs", type=options.positive, metavar="N", help="targets compiled at once (default: cores)")
     parser.add_argument("--check", action="store_true", help="compare the result with the q0f32 build on the CPU")
     parser.add_argument("--report", action="store_true", help="a table of every kernel's registers, LDS and loads")
@@ -48,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
             progress=progress,
             jobs=args.jobs,
             table=options.report_rows if args.report else None,
+            slots=args.slots,
         )
     print(dist)
     return 0

@@ -70,6 +70,14 @@ def positive(text: str) -> int:
     return value
 
 
+def count(text: str) -> int:
+    """An argparse type."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, not {text}")
+    return value
+
+
 def positives(text: str) -> list[int]:
     """An argparse type: numbers separated by commas."""
     return [positive(part) for part in text.split(",")]

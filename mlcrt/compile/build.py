@@ -51,13 +51,15 @@ def compile_model(
     progress: Progress | None = None,
     jobs: int | None = None,
     table: Table | None = None,
+    slots: int | None = None,
 ) -> Path:
     """Convert `model` unless that is done, and compile it for every target of the comma-separated list; the folder.
 
     Several targets are compiled side by side, each in a process of its own, at most `jobs` at once (default: one per
     core). The libraries that succeed stay when another fails; MlcrtError then says which did and which did not.
     `progress` replaces the reported lines about phases. table(title, rows) is called with one dictionary per kernel for
-    each target that can look into its code; the targets are then compiled one after the other.
+    each target that can look into its code; the targets are then compiled one after the other. slots: most sequences
+    of a batched step (`mlcrt serve`), fewer than the target's kernels could take; 0 leaves these kernels out.
     """
     chosen = parse_targets(targets)
     if is_package(model):
@@ -67,11 +69,13 @@ def compile_model(
     planned = _plan(open_dist(folder), chosen)
     if len(planned) == 1 or table is not None:
         for slot, (name, arch) in planned.items():
-            compile_target(open_dist(folder), name, arch, dump_ir, context, report, check, slot, progress, table)
+            compile_target(
+                open_dist(folder), name, arch, dump_ir, context, report, check, slot, progress, table, slots
+            )
     else:
         from .parallel import compile_slots
 
-        compile_slots(folder, planned, dump_ir, context, check, report, progress, jobs)
+        compile_slots(folder, planned, dump_ir, context, check, report, progress, jobs, slots)
     return folder
 
 
@@ -132,6 +136,7 @@ def compile_target(
     slot: str | None = None,
     progress: Progress | None = None,
     table: Table | None = None,
+    slots: int | None = None,
 ) -> str:
     """Compile an opened folder for one target; the slot. Its library and its entry in the manifest replace those there.
 
@@ -155,6 +160,8 @@ def compile_target(
 
         require_checkable(name, getattr(attributes, "platform", DEFAULT))
     library = target.library(attributes, attributes.kv_dtype(float_kind(dist)))
+    if slots is not None:
+        library.batch = min(library.batch, slots)
     schemes = dist.manifest["schemes"]
     total = len(phases(library)) + (3 if check else 2)
     done = []

@@ -125,7 +125,7 @@ def build_reference(dist: Dist, folder: Path) -> Path:
         write_json(folder / MANIFEST, manifest)
     except OSError as error:
         raise MlcrtError(f"{folder} cannot be written for --check: {error.strerror or error}") from None
-    compile_target(open_dist(folder), REFERENCE, REFERENCE_ARCH)
+    compile_target(open_dist(folder), REFERENCE, REFERENCE_ARCH, slots=0)
     return folder
 
 

@@ -34,6 +34,7 @@ def compile_slots(
     report: Callable[[str], None],
     progress: Callable[[str, str, float], None] | None,
     jobs: int | None,
+    slots: int | None = None,
 ) -> None:
     """Compile slot → (target, architecture) into `folder`. MlcrtError names those that failed; the others are there."""
     failed: dict[str, str] = {}
@@ -47,7 +48,7 @@ def compile_slots(
             continue
         dump = str(dump_ir / slot.replace(":", "-")) if dump_ir else None
         waiting.append({"folder": str(folder), "slot": slot, "name": name, "arch": arch, "dump": dump,
-                        "context": context, "check": check})  # fmt: skip
+                        "context": context, "check": check, "slots": slots})  # fmt: skip
     running: dict[str, _Worker] = {}
     events: queue.SimpleQueue = queue.SimpleQueue()
     try:
@@ -186,7 +187,7 @@ def main() -> int:
             compile_target(
                 open_dist(Path(job["folder"])), job["name"], job["arch"], Path(job["dump"]) if job["dump"] else None,
                 job["context"], lambda text: _say(channel, {"line": text}), job["check"], job["slot"],
-                lambda _slot, phase, share: _say(channel, {"phase": phase, "share": share}),
+                lambda _slot, phase, share: _say(channel, {"phase": phase, "share": share}), slots=job["slots"],
             )  # fmt: skip
         except KeyboardInterrupt:
             return 130

@@ -21,12 +21,13 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def compiled(model, tmp_path_factory):
-    """compiled(quantization) → dist folder with a library for this CPU; shared, do not change it."""
+    """compiled(quantization) → dist folder with a library for this CPU; without
+    kernels for many sequences, and shared: do not change it."""
     root, made = tmp_path_factory.mktemp("dist"), {}
 
     def make(quantization: str = "q0f32"):
         if quantization not in made:
-            made[quantization] = compile_model(model, quantization, "cpu", dist_root=root)
+            made[quantization] = compile_model(model, quantization, "cpu", dist_root=root, slots=0)
         return made[quantization]
 
     return make

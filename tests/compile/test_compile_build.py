@@ -95,7 +95,7 @@ def test_compiling_again_replaces_the_target_folder_only(private):
     (folder / "cpu" / "stray").touch()
     (folder / "notes.txt").write_text("mine")
     before, tokens = snapshot(folder), generate(folder)
-    compile_model(folder, None, "cpu")
+    compile_model(folder, None, "cpu", slots=0)
     after = snapshot(folder)
     changed = {name for name in before.keys() | after.keys() if before.get(name, 0) != after.get(name, 0)}
     assert "cpu/stray" in changed and changed <= {"cpu/stray", "cpu/lib.so", "mlcrt.json"}
@@ -135,7 +135,7 @@ def test_every_level_gives_the_same_tokens(private, compiled, level):
         pytest.skip(f"this machine is not {level}: it lacks {', '.join(missing)}")
     expected = generate(compiled("q4f32_1"))
     folder = private("q4f32_1")
-    compile_model(folder, None, f"cpu:{level}")
+    compile_model(folder, None, f"cpu:{level}", slots=0)
     entry = open_dist(folder).manifest["targets"][f"cpu:{level}"]
     assert entry["arch"] == level and set(attributes(level).features) == set(entry["features"])
     assert generate(folder, device=f"cpu:{level}") == expected
@@ -144,7 +144,7 @@ def test_every_level_gives_the_same_tokens(private, compiled, level):
 
 def test_a_level_without_half_conversion_keeps_a_float32_cache(private):
     folder = private("q4f16_1")
-    compile_model(folder, None, "cpu:x86-64-v2")
+    compile_model(folder, None, "cpu:x86-64-v2", slots=0)
     assert open_dist(folder).manifest["targets"]["cpu:x86-64-v2"]["kv_dtype"] == "float32"
     assert len(generate(folder, device="cpu:x86-64-v2")) == 12
 
@@ -184,7 +184,7 @@ def test_another_format(private):
     manifest = json.loads((folder / "mlcrt.json").read_text())
     (folder / "mlcrt.json").write_text(json.dumps({**manifest, "format": 99, "mlcrt": "9.9"}))
     with pytest.raises(MlcrtError, match="was made by mlcrt 9.9 in format 99, .* reads format 1; make it again"):
-        compile_model(folder, None, "cpu")
+        compile_model(folder, None, "cpu", slots=0)
 
 
 def test_parameters_of_another_model(private, compiled):
@@ -229,7 +229,7 @@ def test_weights_take_what_the_scheme_says(compiled):
 
 def test_the_plan_is_printed(model, tmp_path):
     said = []
-    compile_model(model, "q0f32", "cpu", out=tmp_path / "out", context=1600, report=said.append)
+    compile_model(model, "q0f32", "cpu", out=tmp_path / "out", context=1600, report=said.append, slots=0)
     per_token = 2 * LAYERS * KV_HEADS * HEAD_DIM * 4 / 1024
     (line,) = [s for s in said if s.startswith("memory: ")]
     assert re.fullmatch(
@@ -247,6 +247,6 @@ def test_context_of_the_training_is_the_default(compiled):
 def test_tied_embeddings_share_the_matrix(tmp_path):
     tied = {k: v for k, v in shapes().items() if k != "lm_head.weight"}
     tiny.write_folder(tmp_path / "tied", {**CONFIG, "tie_word_embeddings": True}, tied)
-    folder = compile_model(tmp_path / "tied", "q0f32", "cpu", dist_root=tmp_path)
+    folder = compile_model(tmp_path / "tied", "q0f32", "cpu", dist_root=tmp_path, slots=0)
     assert not any("lm_head" in name for name in open_dist(folder).manifest["targets"]["cpu"]["parameters"])
     assert len(generate(folder)) == 12

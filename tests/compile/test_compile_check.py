@@ -57,7 +57,7 @@ def test_right_libraries_pass(private, quantization, most):
 
 def test_check_of_compile_model(model, tmp_path):
     said = []
-    compile_model(model, "q8f16_1", "cpu", dist_root=tmp_path, check=True, report=said.append)
+    compile_model(model, "q8f16_1", "cpu", dist_root=tmp_path, check=True, report=said.append, slots=0)
     (line,) = [line for line in said if line.startswith("checked ")]
     assert line.startswith("checked cpu: logits are within ") and "(at most 0.02 is right)" in line
     assert [p.name for p in tmp_path.iterdir()] == ["small-q8f16_1"]
@@ -65,7 +65,7 @@ def test_check_of_compile_model(model, tmp_path):
 
 def test_routed_experts(tmp_path):
     model = tiny.make_tiny("mixtral", tmp_path / "mixtral")
-    folder = compile_model(model, "q4f16_0", "cpu", dist_root=tmp_path / "dist")
+    folder = compile_model(model, "q4f16_0", "cpu", dist_root=tmp_path / "dist", slots=0)
     assert 0 < run(folder) <= 0.01
 
 
@@ -98,7 +98,7 @@ def drop_residual(call, find):
 
 def test_a_wrong_fusion_rule(model, tmp_path, monkeypatch):
     monkeypatch.setattr(fusion, "fuse_residual", drop_residual)
-    folder = compile_model(model, "q4f16_1", "cpu", dist_root=tmp_path)
+    folder = compile_model(model, "q4f16_1", "cpu", dist_root=tmp_path, slots=0)
     monkeypatch.undo()
     with pytest.raises(MlcrtError, match="computes wrong results"):
         run(folder)
@@ -122,7 +122,7 @@ def test_a_library_whose_kernel_is_off_by_one_code(model, tmp_path, monkeypatch)
 
     original = linear._dequantise_row
     monkeypatch.setattr(linear, "_dequantise_row", dequantise)
-    folder = compile_model(model, "q4f16_1", "cpu", dist_root=tmp_path)
+    folder = compile_model(model, "q4f16_1", "cpu", dist_root=tmp_path, slots=0)
     monkeypatch.undo()
     with pytest.raises(MlcrtError, match="computes wrong results"):
         run(folder)

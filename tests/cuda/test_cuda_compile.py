@@ -26,7 +26,7 @@ def library(tmp_path_factory) -> tuple[Path, Path]:
         pytest.skip(cuda.compiler_missing())
     root = tmp_path_factory.mktemp("cuda")
     model = tiny.make_tiny("qwen3_norms", root / "model")
-    dist = compile_model(model, "q4f16_1", "cuda:sm_80,sm_90", dist_root=root)
+    dist = compile_model(model, "q4f16_1", "cuda:sm_80,sm_90", dist_root=root, slots=0)
     return dist, dist / "cuda" / "lib.so"
 
 
@@ -68,7 +68,7 @@ def test_kernels_start_early_only_where_every_architecture_can_wait(library, tmp
     assert not any(early in tags for tags in launch_tags(library[0]).values())  # sm_80 cannot
     monkeypatch.setattr(fatbin, "compile_source", lambda source, sms: b"")  # the tags are ours, the code is not wanted
     model = tiny.make_tiny("llama3_gqa7", tmp_path / "model")
-    tags = launch_tags(compile_model(model, "q4f32_1", "cuda:sm_90", dist_root=tmp_path))
+    tags = launch_tags(compile_model(model, "q4f32_1", "cuda:sm_90", dist_root=tmp_path, slots=0))
     assert {name for name in tags if early not in tags[name]} == {"last_row_kernel"}  # a stock kernel that never waits
 
 

@@ -27,7 +27,7 @@ def model(tmp_path, monkeypatch):
 def good(tmp_path_factory):
     """A compiled model."""
     root = tmp_path_factory.mktemp("good")
-    return compile_model(tiny.make_tiny(CASE, root / "model"), "q0f32", "cpu", dist_root=root)
+    return compile_model(tiny.make_tiny(CASE, root / "model"), "q0f32", "cpu", dist_root=root, slots=0)
 
 
 @pytest.fixture

@@ -12,15 +12,20 @@ from mlcrt.compile import compile_model
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory):
-    """compiled(case, quantization) → dist folder of a tiny golden model; the folder is shared, do not change it."""
+    """compiled(case, quantization, slots) → dist folder of a tiny golden model; it is shared, do not change it.
+
+    Without kernels for many sequences (slots 0), whose making takes as long again, unless a test is about them.
+    """
     root = tmp_path_factory.mktemp("dist")
     made = {}
 
-    def make(case: str, quantization: str = "q0f32"):
-        if (case, quantization) not in made:
-            model = tiny.make_tiny(case, root / "models" / case)
-            made[case, quantization] = compile_model(model, quantization, "cpu", dist_root=root)
-        return made[case, quantization]
+    def make(case: str, quantization: str = "q0f32", slots: int | None = 0):
+        if (case, quantization, slots) not in made:
+            model = tiny.make_tiny(case, root / f"models{slots}" / case)
+            made[case, quantization, slots] = compile_model(
+                model, quantization, "cpu", dist_root=root / str(slots), slots=slots
+            )
+        return made[case, quantization, slots]
 
     return make
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import tiny
@@ -12,6 +14,12 @@ from mlcrt.runtime.engine import Engine
 
 CASE = "llama3_gqa7"
 GREEDY, LOGITS = Choice(), Choice(logits=True)
+
+
+@pytest.fixture(scope="session")
+def compiled(compiled):
+    """Models with kernels for many sequences."""
+    return functools.partial(compiled, slots=None)
 
 
 def prompts_of(engine, count: int, seed: int = 1) -> list[list[int]]:
@@ -267,6 +275,18 @@ def test_memory_is_planned_for_all_slots(compiled, monkeypatch):
 def test_slots_that_are_not_possible(compiled, slots):
     with pytest.raises(UsageError, match=f"{slots} slots are not possible; choose from 1 to 64"):
         open_batch_engine(compiled(CASE), "cpu", slots=slots)
+
+
+def test_a_library_without_kernels_for_many_runs_one_slot_after_the_other(compiled):
+    engine = open_batch_engine(compiled(CASE, slots=0), "cpu", context=32, slots=2)
+    single = Engine(compiled(CASE), "cpu", context=32)
+    prompts = [[5, 6, 7], [9, 8]]
+    slots = [engine.admit(prompt, 10) for prompt in prompts]
+    chosen = engine.step([Work(slot, prompt, True, GREEDY) for slot, prompt in zip(slots, prompts, strict=True)]).chosen
+    for slot, prompt in zip(slots, prompts, strict=True):
+        assert chosen[slot.index].token == int(single.prefill(prompt).argmax())
+        single.rollback(0)
+    assert isinstance(engine, SlotEngine)
 
 
 def test_a_closed_engine_says_so(compiled):

@@ -28,7 +28,7 @@ _CASES = [c for c in tiny.cases() if c not in _MOE]
 
 
 def _compile(case: str, root: Path) -> Path:
-    return compile_model(tiny.make_tiny(case, root / "models" / case), "q0f32", "vulkan:s8", dist_root=root)
+    return compile_model(tiny.make_tiny(case, root / "models" / case), "q0f32", "vulkan:s8", dist_root=root, slots=0)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def smollm2(vulkan, tmp_path_factory):
         model = demo_model()
     except MlcrtError as error:
         unavailable(str(error))
-    return compile_model(model, None, "vulkan:s8,cpu:x86-64-v3", dist_root=tmp_path_factory.mktemp("smollm2"))
+    return compile_model(model, None, "vulkan:s8,cpu:x86-64-v3", dist_root=tmp_path_factory.mktemp("smollm2"), slots=0)
 
 
 def test_smollm2_answers_with_the_tokens_of_the_cpu(smollm2):
