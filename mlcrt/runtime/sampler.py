@@ -8,6 +8,7 @@ vocabulary is never sorted, however flat the distribution.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from mlcrt.errors import MlcrtError, UsageError
 from mlcrt.runtime.sampling import SamplingParams
 
 _BLOCK = 1024
+_REACH = 16.0  # tokens less likely than the best by more than this power of e are left out of most draws
+_LEAST = math.exp(-_REACH)
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,7 @@ class Sampler:
         self.params = params
         self.vocab = vocab
         self._rng = np.random.default_rng(params.seed) if params.temperature > 0 else None
-        # Fresh arrays of this size cost more in page faults than the arithmetic on them.
-        self._logits, self._likely, self._masked = np.empty((3, vocab), np.float32)
+        self._arrays: np.ndarray | None = None
         self._bias_ids = np.fromiter(params.logit_bias, np.int64, len(params.logit_bias))
         self._bias = np.fromiter(params.logit_bias.values(), np.float32, len(params.logit_bias))
         largest = max(params.logit_bias, default=0)
@@ -76,7 +78,7 @@ class Sampler:
         if self._seen is None and self._answer is None and not self._bias.size:
             return logits
         params = self.params
-        source, logits = logits, self._logits  # the engine owns its array
+        source, logits = logits, self._scratch(0)  # the engine owns its array
         logits[:] = source
         if self._seen is not None:
             ids = self._seen.ids
@@ -100,34 +102,55 @@ class Sampler:
             )
         if self._rng is None:
             return best
-        with np.errstate(over="ignore", under="ignore"):
-            likely = np.subtract(logits, top, out=self._likely)
-            likely /= np.float32(max(self.params.temperature, 1e-30))
-            np.exp(likely, out=likely)  # relative to the best token, whose value is 1
-        return self._draw(likely)
+        draws = _Draws(self._rng)
+        temperature = np.float32(max(self.params.temperature, 1e-30))
+        ids = np.flatnonzero(logits >= top - temperature * np.float32(_REACH))
+        if max(self.params.top_k, 1) <= ids.size <= self.vocab // 2:
+            pick = self._draw(_relative(logits[ids], top, temperature), draws, (self.vocab - ids.size) * _LEAST)
+            if pick is not None:
+                return int(ids[pick])
+        return self._draw(_relative(logits, top, temperature, self._scratch(1)), draws.again())
 
-    def _draw(self, likely: np.ndarray) -> int:
-        """A token with probability proportional to `likely` [vocab] among those that top-k, top-p and min-p keep.
+    def _draw(self, likely: np.ndarray, draws: _Draws, lost: float = 0.0) -> int | None:
+        """An index with probability proportional to `likely` [n] among those that top-k, top-p and min-p keep.
 
         Top-p is decided per candidate: it is in the smallest set holding `top_p` exactly if the tokens more likely than
         it hold less than `top_p`. A refused candidate takes all the less likely ones with it, and another is drawn.
+
+        Where `likely` leaves out tokens under _LEAST, which together have at most `lost`, the result is None if it
+        could depend on them, and otherwise the same as with them.
         """
         params, ids = self.params, None
-        if 0 < params.top_k < likely.size:
+        if 0 < params.top_k <= likely.size and (lost or params.top_k < likely.size):
             cut = np.partition(likely, likely.size - params.top_k)[likely.size - params.top_k]
-            ids = np.flatnonzero(likely >= cut)
+            ids, lost = np.flatnonzero(likely >= cut), 0.0
             likely = likely[ids]
         need = params.top_p * float(likely.sum(dtype=np.float64))
         low = np.float32(params.min_p)
         while True:
-            pick = _draw_index(self._at_least(likely, low) if low > 0 else likely, self._rng.random())
-            low = np.nextafter(likely[pick], np.float32(np.inf))
-            if params.top_p >= 1.0 or float(self._at_least(likely, low).sum(dtype=np.float64)) < need:
-                return int(pick if ids is None else ids[pick])
+            pick = _draw_index(
+                self._at_least(likely, low) if low > 0 else likely, draws.next(), lost if low < _LEAST else 0.0
+            )
+            if pick is None:
+                return None
+            if params.top_p < 1.0:
+                low = np.nextafter(likely[pick], np.float32(np.inf))
+                above = float(self._at_least(likely, low).sum(dtype=np.float64))
+                if above >= need + params.top_p * lost:
+                    continue
+                if above >= need:
+                    return None
+            return int(pick if ids is None else ids[pick])
 
     def _at_least(self, weights: np.ndarray, low: np.float32) -> np.ndarray:
         """`weights` with those under `low` set to zero (no branch per element, unlike selecting them)."""
-        return np.multiply(weights, weights >= low, out=self._masked[: weights.size])
+        return np.multiply(weights, weights >= low, out=self._scratch(2)[: weights.size])
+
+    def _scratch(self, which: int) -> np.ndarray:
+        """One of three float32 arrays [vocab]: fresh ones cost more in page faults than the arithmetic on them."""
+        if self._arrays is None:
+            self._arrays = np.empty((3, self.vocab), np.float32)
+        return self._arrays[which]
 
 
 class _TokenSet:
@@ -163,11 +186,44 @@ def logprob(logits: np.ndarray, token: int, top: int = 0) -> TokenLogprob:
     return TokenLogprob(token, float(logits[token]) - norm, best)
 
 
-def _draw_index(weights: np.ndarray, draw: float) -> int:
+class _Draws:
+    """Uniform numbers in [0, 1), which can be given out again in the same order."""
+
+    def __init__(self, rng: np.random.Generator):
+        self._rng, self._given, self._at = rng, [], 0
+
+    def next(self) -> float:
+        if self._at == len(self._given):
+            self._given.append(self._rng.random())
+        self._at += 1
+        return self._given[self._at - 1]
+
+    def again(self) -> _Draws:
+        self._at = 0
+        return self
+
+
+def _relative(logits: np.ndarray, top: np.float32, temperature: np.float32, out: np.ndarray | None = None):
+    """exp((logits - top) / temperature): probabilities relative to the best token's."""
+    with np.errstate(over="ignore", under="ignore"):
+        likely = np.subtract(logits, top, out=out)
+        likely /= temperature
+        return np.exp(likely, out=likely)
+
+
+def _draw_index(weights: np.ndarray, draw: float, lost: float = 0.0) -> int | None:
     """Index with probability weights/sum, for `draw` uniform in [0, 1). A weight of zero is never drawn.
 
-    First a block, then an index in it, so that the running sum stays short.
+    First a block, then an index in it, so that the running sum stays short. None if up to `lost` of further weight, at
+    any places between, could lead to another one.
     """
+    if lost:
+        mass = np.cumsum(weights, dtype=np.float64)
+        at = draw * mass[-1]
+        index = int(np.searchsorted(mass, at, side="right"))
+        before = mass[index - 1] if index else 0.0
+        sure = index < mass.size and before + lost <= at and at + draw * lost < mass[index]
+        return index if sure else None
     starts = np.arange(0, weights.size, _BLOCK)
     block, inside = _invert(np.add.reduceat(weights, starts, dtype=np.float64), draw)
     start = int(starts[block])

@@ -145,3 +145,9 @@ class Generation(Task):
             self.on_event(event)
         except Exception:
             self.cancelled = True
+        if self._over.is_set():  # whoever made the request may hold it for long, and these are large
+            self.on_event, self._sampler, self._mask = _nobody, None, None
+
+
+def _nobody(event: StepEvent) -> None:
+    """Receives what comes after the end."""

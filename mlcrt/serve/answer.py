@@ -184,6 +184,7 @@ class Run:
                 usage.prompt += job.counted.prompt_tokens or len(job.request.prompt)
                 usage.cached += job.counted.cached_tokens
             usage.completion += job.counted.completion_tokens
+        self._handles = []  # they hold the receivers, which hold this: without a cycle all goes at once
         self._notes.update(prompt=usage.prompt, cached=usage.cached, completion=usage.completion)
 
 

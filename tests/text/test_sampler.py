@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlcrt.errors import MlcrtError, UsageError
+from mlcrt.runtime import sampler
 from mlcrt.runtime.sampler import Sampler, logprob
 from mlcrt.runtime.sampling import SamplingParams, parse_logit_bias
 
@@ -113,6 +114,36 @@ def test_penalties_and_bias_by_their_definitions(grid, params, prompt, answer):
         if i in answer:
             value -= answer.count(i) * params.frequency_penalty + params.presence_penalty
         assert got == pytest.approx(value + params.logit_bias.get(i, 0.0), abs=1e-4)
+
+
+@pytest.mark.parametrize("reach", [1.0, 4.0, 16.0])
+@pytest.mark.parametrize(
+    "kw",
+    [{}, {"top_p": 0.9}, {"top_k": 5}, {"top_k": 40, "top_p": 0.7}, {"min_p": 0.05}, {"min_p": 1e-4, "top_p": 0.99}],
+)
+def test_leaving_out_the_unlikely_changes_no_draw(monkeypatch, kw, reach):
+    """With a short reach many draws could depend on what was left out, and are made over."""
+    draw = np.random.default_rng(3)
+    params = SamplingParams(temperature=0.8, seed=11, **kw)
+    rows = [(draw.normal(size=3000) * scale).astype(np.float32) for scale in (0.5, 4, 16, 48) for _ in range(60)]
+    monkeypatch.setattr(sampler, "_REACH", 1e6)  # then nothing is left out
+    whole = Sampler(params, 3000)
+    expected = [whole.sample(row) for row in rows]
+    monkeypatch.setattr(sampler, "_REACH", reach)
+    monkeypatch.setattr(sampler, "_LEAST", math.exp(-reach))
+    short, made = Sampler(params, 3000), []
+    real = short._draw
+
+    def counted(likely, draws, lost=0.0):
+        pick = real(likely, draws, lost)
+        made.append((likely.size < 3000, pick is None))
+        return pick
+
+    short._draw = counted
+    assert [short.sample(row) for row in rows] == expected
+    assert any(few for few, _ in made), "some draws should look at a few tokens only"
+    if reach == 1.0 and not kw:
+        assert any(none for _, none in made)
 
 
 def test_equal_seeds_give_equal_tokens():
