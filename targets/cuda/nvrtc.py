@@ -56,11 +56,11 @@ def compile_fatbin(source: bytes, numbers: list[int]) -> bytes:
     handle = ctypes.c_void_p()
     pack("nvFatbinCreate", ctypes.byref(handle), None, ctypes.c_size_t(0))
     try:
+        text = b""
         for number in numbers:
-            code = _compile(nvrtc, source, f"sm_{number}", "CUBIN")
+            code, text = _compile(nvrtc, source, f"sm_{number}")
             arguments = (handle, code, ctypes.c_size_t(len(code)), str(number).encode(), b"kernels")
             pack("nvFatbinAddCubin", *arguments)
-        text = _compile(nvrtc, source, f"compute_{numbers[-1]}", "PTX")
         arguments = (handle, text, ctypes.c_size_t(len(text)), str(numbers[-1]).encode(), b"kernels", None)
         pack("nvFatbinAddPTX", *arguments)
         size = ctypes.c_size_t()
@@ -72,8 +72,8 @@ def compile_fatbin(source: bytes, numbers: list[int]) -> bytes:
         pack.library.nvFatbinDestroy(ctypes.byref(handle))
 
 
-def _compile(nvrtc: _Api, source: bytes, architecture: str, kind: str) -> bytes:
-    """kind: CUBIN or PTX."""
+def _compile(nvrtc: _Api, source: bytes, architecture: str) -> tuple[bytes, bytes]:
+    """(machine code, the PTX it was made from)"""
     options = [f"--gpu-architecture={architecture}", "-default-device", "-w"]
     options += [f"--include-path={folder}" for folder in _include_folders()]
     encoded = (ctypes.c_char_p * len(options))(*(o.encode() for o in options))
@@ -83,7 +83,7 @@ def _compile(nvrtc: _Api, source: bytes, architecture: str, kind: str) -> bytes:
         if nvrtc.library.nvrtcCompileProgram(program, len(options), encoded):
             lines = [line for line in _read(nvrtc, program, "ProgramLog").decode().splitlines() if "error" in line]
             raise MlcrtError(f"nvrtc failed: {(lines or ['no message'])[0]}")
-        return _read(nvrtc, program, kind)
+        return _read(nvrtc, program, "CUBIN"), _read(nvrtc, program, "PTX")
     finally:
         nvrtc("nvrtcDestroyProgram", ctypes.byref(program))
 
