@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mlcrt.errors import MlcrtError
-from mlcrt.kernels import Kernel
 from mlcrt.kernels.library import KernelLibrary
-from mlcrt.kernels.records import Attention, Embed, Linear
+from mlcrt.kernels.records import Attention, Embed, Linear, Moe
 
 from .attention import AttentionTiles, attention, rope_append, workspace_shape
 from .common import Machine
 from .elementwise import embed, finish_scratch, finish_step, rotary_tables, softcap
+from .experts import moe, workspaces
 from .linear import LinearTiles, linear
 
 
@@ -22,6 +21,8 @@ class Tiles:
 
 
 class Library(KernelLibrary):
+    fuses_experts = True
+
     def __init__(self, tiles: Tiles, kv_dtype: str, machine: Machine):
         super().__init__(tiles, kv_dtype)
         self.machine = machine
@@ -59,5 +60,8 @@ class Library(KernelLibrary):
     def build_finish_step(self, vocab: int, count: int | None):
         return finish_step(vocab, count, self.machine)
 
-    def moe(self, a: dict, args: list) -> Kernel:
-        raise MlcrtError("mixture-of-experts models run on the CPU target only so far; use --target cpu")
+    def build_moe(self, op: Moe, name: str):
+        return moe(op, self.tiles.linear, self.machine, name)
+
+    def moe_scratch(self, op: Moe, n) -> list:
+        return workspaces(op, n)

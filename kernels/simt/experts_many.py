@@ -1,0 +1,199 @@
+"""A mixture-of-experts MLP for many tokens: tokens are sorted by expert, then one product runs over all experts.
+
+A token and one of its experts make an entry. Kernels: `_route` chooses each token's experts (and normalises it),
+`_sort` orders the entries by expert and cuts each expert's into tiles, two products take a tile a block (see
+LinearKernel: token_range), and `_combine` adds up each token's entries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from mlcrt.kernels import Space
+from mlcrt.kernels.records import Linear, Moe
+
+from .common import Machine, Register, barrier, block_reduce, launch, shared, strided
+from .experts import Arguments, Product, choose, flat
+from .linear import LinearTiles, _gemm
+from .weights import Rows
+
+TILE = 32  # entries of the smallest tile; a product may take more
+_THREADS = 256
+
+
+def tiles_of(op: Moe, n):
+    """Tiles of TILE entries that n tokens have at most: each expert's last one may be small."""
+    return n * op.top_k // TILE + op.experts
+
+
+def workspaces(op: Moe, n) -> list:
+    """experts [n*top_k] i32 and weights f32 of the entries; the entries' order [n*top_k] i32; tiles [·, 3] i32
+    (expert, first place, end); the inner activations [n*top_k, intermediate] f32, by place; the results
+    [n*top_k, hidden] f32, by entry; the normalised tokens [n, hidden] f32 where there is a norm."""
+    entries = n * op.top_k
+    spaces = [
+        Space((entries,), "int32"),
+        Space((entries,)),
+        Space((entries,), "int32"),
+        Space((tiles_of(op, n), 3), "int32"),
+        Space((entries, op.intermediate)),
+        Space((entries, op.hidden)),
+    ]
+    return spaces if op.norm_eps is None else [*spaces, Space((n, op.hidden))]
+
+
+def many(a: Arguments, tiles: LinearTiles, machine: Machine, product=None) -> None:
+    """Emit the kernels; `product`: (emitter of a product over k, tile) in place of the plain one."""
+    emit, tile = product or (lambda k: _gemm(k, replace(tiles, gemm_tile=TILE)), TILE)
+    _route(a, machine)
+    _sort(a, machine, tile)
+    emit(_GateUp(a, machine))
+    emit(_Down(a, machine))
+    _combine(a, machine)
+
+
+def _route(a: Arguments, machine: Machine) -> None:
+    """A block per token."""
+    op, (experts, weights) = a.op, a.spaces[:2]
+    with launch(bx=a.n, tx=_THREADS) as (token, thread):
+        machine.follow()
+        chosen, share = choose(op, machine, a.logits, token, thread, _THREADS)
+        with strided(op.top_k, thread, _THREADS) as k:
+            T.buffer_store(experts, T.BufferLoad(chosen, [k]), [token * op.top_k + k])
+            T.buffer_store(weights, T.BufferLoad(share, [k]), [token * op.top_k + k])
+        if a.norm is None:
+            return
+        squares = Register(T.float32(0))
+        with strided(op.hidden, thread, _THREADS) as i:
+            value = T.bind(T.BufferLoad(a.x, [token, i]))
+            squares.add(value * value)
+        whole = block_reduce(machine, squares.get(), lambda p, q: p + q, _THREADS, thread)
+        inverse = T.bind(tirx.rsqrt(whole * T.float32(1.0 / op.hidden) + T.float32(op.norm_eps)))
+        with strided(op.hidden, thread, _THREADS) as i:
+            value = T.BufferLoad(a.x, [token, i]) * T.BufferLoad(a.norm, [i])
+            T.buffer_store(a.spaces[6], value * inverse, [token, i])
+
+
+def _sort(a: Arguments, machine: Machine, tile: int) -> None:
+    """A block per expert finds its entries, in order, and where the experts in front of it end.
+
+    With s entries in front, an expert's tiles go to the places from s // tile + expert on: that leaves room for those
+    of each expert, and what stays empty is marked.
+    """
+    op, n, (experts, _, order, table) = a.op, a.n, a.spaces[:4]
+    entries = n * op.top_k
+    with launch(bx=op.experts, tx=_THREADS) as (expert, thread):
+        machine.follow()
+        each = T.bind(tirx.floordiv(entries + _THREADS - 1, _THREADS))
+        start = T.bind(thread * each)
+        end = T.bind(tirx.min(start + each, entries))
+        mine, front = Register(T.int32(0), "int32"), Register(T.int32(0), "int32")
+        with T.serial(each) as i, T.If(start + i < end), T.Then():
+            other = T.bind(T.BufferLoad(experts, [start + i]))
+            mine.add(tirx.Select(other == expert, T.int32(1), T.int32(0)))
+            front.add(tirx.Select(other < expert, T.int32(1), T.int32(0)))
+        counts = [shared((_THREADS,), "int32") for _ in range(2)]
+        T.buffer_store(counts[0], mine.get(), [thread])
+        barrier()
+        for s in range(_THREADS.bit_length() - 1):  # each count becomes the sum up to it
+            source, target, step = counts[s % 2], counts[1 - s % 2], 1 << s
+            before = T.BufferLoad(source, [tirx.max(thread - step, 0)])
+            value = T.BufferLoad(source, [thread]) + tirx.Select(thread >= step, before, T.int32(0))
+            T.buffer_store(target, value, [thread])
+            barrier()
+        final = counts[(_THREADS.bit_length() - 1) % 2]
+        total = T.bind(T.BufferLoad(final, [_THREADS - 1]))
+        below = T.bind(T.BufferLoad(final, [thread]) - mine.get())
+        barrier()
+        sums = block_reduce(machine, tirx.Cast("float32", front.get()), lambda p, q: p + q, _THREADS, thread)
+        first = T.bind(tirx.Cast("int32", sums))  # a count below 2**24 is exact
+        place = Register(first + below, "int32")
+        with T.serial(each) as i, T.If(start + i < end), T.Then():
+            mine.set(T.BufferLoad(experts, [start + i]))
+            with T.If(mine.get() == expert), T.Then():
+                T.buffer_store(order, start + i, [place.get()])
+                place.add(T.int32(1))
+        behind = T.bind(first + total)
+        slot = T.bind(tirx.floordiv(first, tile) + expert)
+        next_slot = tirx.floordiv(behind, tile) + expert + 1
+        next_slot = T.bind(tirx.Select(expert == op.experts - 1, tiles_of(op, n), next_slot))
+        with strided(next_slot - slot, thread, _THREADS) as i:
+            token = T.bind(first + i * tile)
+            full = token < behind
+            row = (expert, token, tirx.min(token + tile, behind))
+            for column, value in enumerate(row):
+                T.buffer_store(table, tirx.Select(full, value, T.int32(0)), [slot + i, column])
+
+
+class _Grouped(Product):
+    """A product whose blocks each take a tile of one expert's places."""
+
+    def __init__(self, a: Arguments, machine: Machine, op: Linear, stack: dict, x, y):
+        super().__init__(op, machine, a.n * a.op.top_k, x, y)
+        self.a, self.stack = a, stack
+        self.declare(stack)
+
+    def declare(self, buffers: dict) -> None:
+        op = self.op
+        self.weights = Rows(op.scheme, self.a.op.experts * op.rows, op.columns, buffers, self.machine.vector)
+
+    def token_blocks(self, tile: int):
+        return tiles_of(self.a.op, self.a.n)
+
+    def token_range(self, block, tile: int) -> tuple:
+        table = self.a.spaces[3]
+        self.expert, first, self.end = (T.bind(T.BufferLoad(table, [block, column])) for column in range(3))
+        self.busy = T.bind(self.end > first)
+        self.declare(flat(self.stack))
+        return first, self.end
+
+    def steps(self, count: int):
+        return tirx.Select(self.busy, T.int32(count), T.int32(0))
+
+    def place(self, token, end):
+        """The place of a token of the block; any where there is none."""
+        return tirx.max(tirx.min(token, end - 1), 0)
+
+    def weight_row(self, unit, part: int):
+        return self.expert * self.op.rows + unit + part * self.op.units
+
+
+class _GateUp(_Grouped):
+    def __init__(self, a: Arguments, machine: Machine):
+        o, x = a.op, a.x if a.norm is None else a.spaces[6]
+        op = Linear(o.gate_up, 2 * o.intermediate, o.hidden, None, gate=o.activation)
+        super().__init__(a, machine, op, a.gate_up, x, a.spaces[4])
+
+    def source(self, token, end):
+        return tirx.floordiv(T.BufferLoad(self.a.spaces[2], [self.place(token, end)]), self.a.op.top_k)
+
+
+class _Down(_Grouped):
+    def __init__(self, a: Arguments, machine: Machine):
+        op = Linear(a.op.down, a.op.hidden, a.op.intermediate, None)
+        super().__init__(a, machine, op, a.down, a.spaces[4], a.spaces[5])
+
+    def source(self, token, end):
+        return self.place(token, end)
+
+    def finish(self, row, unit, sums: list) -> None:
+        entry = T.bind(T.BufferLoad(self.a.spaces[2], [row]))
+        T.buffer_store(self.y, sums[0] * T.BufferLoad(self.a.spaces[1], [entry]), [entry, unit])
+
+
+def _combine(a: Arguments, machine: Machine) -> None:
+    op, results = a.op, a.spaces[5]
+    with launch(bx=-(-op.hidden // _THREADS), by=a.n, tx=_THREADS) as (block, token, thread):
+        machine.follow()
+        at = T.bind(block * _THREADS + thread)
+        with T.If(at < op.hidden), T.Then():
+            total = Register(T.float32(0))
+            with T.serial(op.top_k) as k:
+                total.add(T.BufferLoad(results, [token * op.top_k + k, at]))
+            value = total.get()
+            if a.residual is not None:
+                value = T.BufferLoad(a.residual, [token, at]) + value
+            T.buffer_store(a.y, value, [token, at])
