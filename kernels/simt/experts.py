@@ -9,6 +9,8 @@ More tokens: `experts_many`.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
@@ -29,12 +31,15 @@ from .linear import (
 )
 from .weights import Rows
 
+if TYPE_CHECKING:
+    from .experts_many import Products
+
 
 class Arguments:
     """Declares (x [n, hidden] f32, router logits [n, experts] f32, gate_up parts [experts, …], down parts
     [experts, …], [norm [hidden]], [residual [n, hidden]], y [n, hidden] f32, workspaces …) in a prim_func frame."""
 
-    def __init__(self, op: Moe):
+    def __init__(self, op: Moe, products: Products | None):
         self.op = op
         self.n = n = T.int32() if op.tokens is None else op.tokens
         x, logits = (T.arg(a, T.handle()) for a in ("x", "logits"))
@@ -46,17 +51,13 @@ class Arguments:
         self.x, self.y = (T.match_buffer(h, (n, op.hidden), "float32") for h in (x, y))
         self.logits = T.match_buffer(logits, (n, op.experts), "float32")
         self.residual = T.match_buffer(residual, (n, op.hidden), "float32") if op.residual else None
-        spaces = [Space.of(s) for s in workspaces(op, n)]
-        self.spaces = [T.match_buffer(T.arg(f"space{i}", T.handle()), s.shape, s.dtype) for i, s in enumerate(spaces)]
+        spaces = enumerate(workspaces(op, n, products))
+        self.spaces = [T.match_buffer(T.arg(f"space{i}", T.handle()), s.shape, s.dtype) for i, s in spaces]
 
 
-def workspaces(op: Moe, n) -> list:
-    """What `moe` takes after its output. One token: the inner activations. More: see experts_many."""
-    if op.tokens == 1:
-        return [Space((op.top_k, op.intermediate))]
-    from .experts_many import workspaces as many
-
-    return many(op, n)
+def workspaces(op: Moe, n, products: Products | None) -> list[Space]:
+    """What `moe` takes after its output. One token: the inner activations [top_k, intermediate] f32."""
+    return [Space((op.top_k, op.intermediate))] if op.tokens == 1 else products.workspaces(op, n)
 
 
 def flat(buffers: dict) -> dict:
@@ -77,12 +78,17 @@ def choose(op: Moe, machine: Machine, logits, token, thread, threads: int) -> tu
     with strided(op.top_k, thread, threads) as k:
         T.buffer_store(chosen, k, [k])  # what stays where logits are not numbers: experts that exist
     barrier()
+    width = next(v for v in (4, 2, 1) if op.experts % v == 0)
     with strided(op.experts, thread, threads) as e:
         mine, place = T.bind(T.BufferLoad(held, [e])), Register(T.int32(0), "int32")
-        with T.serial(op.experts) as other:
-            value = T.bind(T.BufferLoad(held, [other]))
-            before = tirx.Or(value > mine, tirx.And(value == mine, other < e))
-            place.add(tirx.Select(before, T.int32(1), T.int32(0)))
+        with T.serial(op.experts // width) as step:
+            values, first = local((width,)), T.bind(step * width)
+            index, at = (first, 0) if width == 1 else (tirx.Ramp(first, 1, width), tirx.Ramp(0, 1, width))
+            T.buffer_store(values, T.BufferLoad(held, [index]), [at])
+            for i in range(width):
+                value = T.bind(T.BufferLoad(values, [i]))
+                before = tirx.Or(value > mine, tirx.And(value == mine, first + i < e))
+                place.add(tirx.Select(before, T.int32(1), T.int32(0)))
         with T.If(place.get() < op.top_k), T.Then():
             T.buffer_store(chosen, e, [place.get()])
     barrier()
@@ -252,18 +258,16 @@ def _gemv(k: Product, tiles: LinearTiles) -> None:
                         k.finish(0, first + u, dots[u * k.parts : (u + 1) * k.parts])
 
 
-def moe(op: Moe, tiles: LinearTiles, machine: Machine, name: str = "moe"):
+def moe(op: Moe, tiles: LinearTiles, machine: Machine, products: Products, name: str = "moe"):
     """PrimFunc with the arguments of `Arguments`: y = [residual +] the sum over the top_k experts of softmax weight *
-    down(act(gate(x)) * up(x)), x normalised first where op.norm_eps says so."""
+    down(act(gate(x)) * up(x)), x normalised first where op.norm_eps says so. products: how many tokens are done."""
 
     def body() -> None:
-        arguments = Arguments(op)
+        arguments = Arguments(op, products)
         if op.tokens == 1:
             _gemv(_GateUp(arguments, machine), tiles)
             _gemv(_Down(arguments, machine), tiles)
-            return
-        from .experts_many import many
-
-        many(arguments, tiles, machine)
+        else:
+            products.emit(arguments)
 
     return prim_func(name, body)

@@ -7,6 +7,7 @@ LinearKernel: token_range), and `_combine` adds up each token's entries.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from tvm import tirx
@@ -29,34 +30,49 @@ def tiles_of(op: Moe, n):
     return n * op.top_k // TILE + op.experts
 
 
-def workspaces(op: Moe, n) -> list:
-    """experts [n*top_k] i32 and weights f32 of the entries; the entries' order [n*top_k] i32; tiles [·, 3] i32
-    (expert, first place, end); the inner activations [n*top_k, intermediate] f32, by place; the results
-    [n*top_k, hidden] f32, by entry; the normalised tokens [n, hidden] f32 where there is a norm."""
-    entries = n * op.top_k
-    spaces = [
-        Space((entries,), "int32"),
-        Space((entries,)),
-        Space((entries,), "int32"),
-        Space((tiles_of(op, n), 3), "int32"),
-        Space((entries, op.intermediate)),
-        Space((entries, op.hidden)),
-    ]
-    return spaces if op.norm_eps is None else [*spaces, Space((n, op.hidden))]
+class Products:
+    """How tiles of entries are multiplied: here by plain multiply-adds, or by `matrices` where that takes the layer.
+
+    tile: entries of a tile, a multiple of TILE; matrices(product) emits a product and returns True, or returns False.
+    """
+
+    def __init__(self, tiles: LinearTiles, machine: Machine, tile: int = TILE, matrices: Callable | None = None):
+        self.tiles, self.machine, self.tile, self.matrices = tiles, machine, tile, matrices
+
+    def workspaces(self, op: Moe, n) -> list[Space]:
+        """experts [n*top_k] i32 and weights f32 of the entries; the entries' order [n*top_k] i32; tiles [·, 3] i32
+        (expert, first place, end); the results [n*top_k, hidden] f32, by entry; and what `operands` says."""
+        entries = n * op.top_k
+        return [
+            Space((entries,), "int32"),
+            Space((entries,)),
+            Space((entries,), "int32"),
+            Space((tiles_of(op, n), 3), "int32"),
+            Space((entries, op.hidden)),
+            *self.operands(op, n),
+        ]
+
+    def operands(self, op: Moe, n) -> list[Space]:
+        """The inner activations [n*top_k, intermediate] f32, by place; the normalised tokens [n, hidden] f32 where
+        there is a norm."""
+        inner = Space((n * op.top_k, op.intermediate))
+        return [inner] if op.norm_eps is None else [inner, Space((n, op.hidden))]
+
+    def emit(self, a: Arguments) -> None:
+        machine = self.machine
+        _route(a, machine, None if a.norm is None else a.spaces[6])
+        _sort(a, machine, self.tile)
+        self.multiply(GateUp(a, machine, a.x if a.norm is None else a.spaces[6], a.spaces[5]))
+        self.multiply(Down(a, machine, a.spaces[5]))
+        _combine(a, machine)
+
+    def multiply(self, k: Grouped) -> None:
+        if self.matrices is None or not self.matrices(k):
+            _gemm(k, replace(self.tiles, gemm_tile=self.tile))
 
 
-def many(a: Arguments, tiles: LinearTiles, machine: Machine, product=None) -> None:
-    """Emit the kernels; `product`: (emitter of a product over k, tile) in place of the plain one."""
-    emit, tile = product or (lambda k: _gemm(k, replace(tiles, gemm_tile=TILE)), TILE)
-    _route(a, machine)
-    _sort(a, machine, tile)
-    emit(_GateUp(a, machine))
-    emit(_Down(a, machine))
-    _combine(a, machine)
-
-
-def _route(a: Arguments, machine: Machine) -> None:
-    """A block per token."""
+def _route(a: Arguments, machine: Machine, normed) -> None:
+    """A block per token; `normed`: where to put the normalised token, or None."""
     op, (experts, weights) = a.op, a.spaces[:2]
     with launch(bx=a.n, tx=_THREADS) as (token, thread):
         machine.follow()
@@ -64,7 +80,7 @@ def _route(a: Arguments, machine: Machine) -> None:
         with strided(op.top_k, thread, _THREADS) as k:
             T.buffer_store(experts, T.BufferLoad(chosen, [k]), [token * op.top_k + k])
             T.buffer_store(weights, T.BufferLoad(share, [k]), [token * op.top_k + k])
-        if a.norm is None:
+        if normed is None:
             return
         squares = Register(T.float32(0))
         with strided(op.hidden, thread, _THREADS) as i:
@@ -74,7 +90,7 @@ def _route(a: Arguments, machine: Machine) -> None:
         inverse = T.bind(tirx.rsqrt(whole * T.float32(1.0 / op.hidden) + T.float32(op.norm_eps)))
         with strided(op.hidden, thread, _THREADS) as i:
             value = T.BufferLoad(a.x, [token, i]) * T.BufferLoad(a.norm, [i])
-            T.buffer_store(a.spaces[6], value * inverse, [token, i])
+            T.buffer_store(normed, value * inverse, [token, i])
 
 
 def _sort(a: Arguments, machine: Machine, tile: int) -> None:
@@ -128,8 +144,10 @@ def _sort(a: Arguments, machine: Machine, tile: int) -> None:
                 T.buffer_store(table, tirx.Select(full, value, T.int32(0)), [slot + i, column])
 
 
-class _Grouped(Product):
-    """A product whose blocks each take a tile of one expert's places."""
+class Grouped(Product):
+    """A product whose blocks each take a tile of one expert's places. gathers: its rows of x are not neighbours."""
+
+    gathers = False
 
     def __init__(self, a: Arguments, machine: Machine, op: Linear, stack: dict, x, y):
         super().__init__(op, machine, a.n * a.op.top_k, x, y)
@@ -161,20 +179,26 @@ class _Grouped(Product):
         return self.expert * self.op.rows + unit + part * self.op.units
 
 
-class _GateUp(_Grouped):
-    def __init__(self, a: Arguments, machine: Machine):
-        o, x = a.op, a.x if a.norm is None else a.spaces[6]
+class GateUp(Grouped):
+    """Rows of x, which are tokens, → inner activations by place."""
+
+    gathers = True
+
+    def __init__(self, a: Arguments, machine: Machine, x, inner):
+        o = a.op
         op = Linear(o.gate_up, 2 * o.intermediate, o.hidden, None, gate=o.activation)
-        super().__init__(a, machine, op, a.gate_up, x, a.spaces[4])
+        super().__init__(a, machine, op, a.gate_up, x, inner)
 
     def source(self, token, end):
         return tirx.floordiv(T.BufferLoad(self.a.spaces[2], [self.place(token, end)]), self.a.op.top_k)
 
 
-class _Down(_Grouped):
-    def __init__(self, a: Arguments, machine: Machine):
+class Down(Grouped):
+    """Inner activations by place → weighted results by entry."""
+
+    def __init__(self, a: Arguments, machine: Machine, inner):
         op = Linear(a.op.down, a.op.hidden, a.op.intermediate, None)
-        super().__init__(a, machine, op, a.down, a.spaces[4], a.spaces[5])
+        super().__init__(a, machine, op, a.down, inner, a.spaces[4])
 
     def source(self, token, end):
         return self.place(token, end)
@@ -185,7 +209,8 @@ class _Down(_Grouped):
 
 
 def _combine(a: Arguments, machine: Machine) -> None:
-    op, results = a.op, a.spaces[5]
+    """Each token's results added up."""
+    op, results = a.op, a.spaces[4]
     with launch(bx=-(-op.hidden // _THREADS), by=a.n, tx=_THREADS) as (block, token, thread):
         machine.follow()
         at = T.bind(block * _THREADS + thread)

@@ -11,6 +11,7 @@ from .attention import AttentionTiles, attention, rope_append, workspace_shape
 from .common import Machine
 from .elementwise import embed, finish_scratch, finish_step, rotary_tables, softcap
 from .experts import moe, workspaces
+from .experts_many import Products
 from .linear import LinearTiles, linear
 
 
@@ -61,7 +62,11 @@ class Library(KernelLibrary):
         return finish_step(vocab, count, self.machine)
 
     def build_moe(self, op: Moe, name: str):
-        return moe(op, self.tiles.linear, self.machine, name)
+        return moe(op, self.tiles.linear, self.machine, self.expert_products(op), name)
 
     def moe_scratch(self, op: Moe, n) -> list:
-        return workspaces(op, n)
+        return workspaces(op, n, self.expert_products(op))
+
+    def expert_products(self, op: Moe) -> Products:
+        """How the experts of many tokens are computed."""
+        return Products(self.tiles.linear, self.machine)
