@@ -21,23 +21,27 @@ from .experts import Arguments, Product, choose, flat
 from .linear import LinearTiles, _gemm
 from .weights import Rows
 
-TILE = 32  # entries of the smallest tile; a product may take more
+TILE = 32  # entries
 _THREADS = 256
-
-
-def tiles_of(op: Moe, n):
-    """Tiles of TILE entries that n tokens have at most: each expert's last one may be small."""
-    return n * op.top_k // TILE + op.experts
 
 
 class Products:
     """How tiles of entries are multiplied: here by plain multiply-adds, or by `matrices` where that takes the layer.
 
-    tile: entries of a tile, a multiple of TILE; matrices(product) emits a product and returns True, or returns False.
+    tile: entries of a tile; matrices(product) emits a product and returns True, or returns False; slots_for: the tile
+    that the grid is made for, at most `tile`.
     """
 
-    def __init__(self, tiles: LinearTiles, machine: Machine, tile: int = TILE, matrices: Callable | None = None):
+    def __init__(
+        self, tiles: LinearTiles, machine: Machine, tile: int = TILE, matrices: Callable | None = None,
+        slots_for: int | None = None,
+    ):  # fmt: skip
         self.tiles, self.machine, self.tile, self.matrices = tiles, machine, tile, matrices
+        self.slots_for = slots_for or tile
+
+    def slots(self, op: Moe, n):
+        """Tiles that n tokens have at most: each expert's last one may be small."""
+        return n * op.top_k // self.slots_for + op.experts
 
     def workspaces(self, op: Moe, n) -> list[Space]:
         """experts [n*top_k] i32 and weights f32 of the entries; the entries' order [n*top_k] i32; tiles [·, 3] i32
@@ -47,7 +51,7 @@ class Products:
             Space((entries,), "int32"),
             Space((entries,)),
             Space((entries,), "int32"),
-            Space((tiles_of(op, n), 3), "int32"),
+            Space((self.slots(op, n), 3), "int32"),
             Space((entries, op.hidden)),
             *self.operands(op, n),
         ]
@@ -59,12 +63,19 @@ class Products:
         return [inner] if op.norm_eps is None else [inner, Space((n, op.hidden))]
 
     def emit(self, a: Arguments) -> None:
-        machine = self.machine
-        _route(a, machine, None if a.norm is None else a.spaces[6])
-        _sort(a, machine, self.tile)
-        self.multiply(GateUp(a, machine, a.x if a.norm is None else a.spaces[6], a.spaces[5]))
-        self.multiply(Down(a, machine, a.spaces[5]))
-        _combine(a, machine)
+        normed = None if a.norm is None else a.spaces[6]
+        self.choose(a, normed)
+        self.multiply(GateUp(a, self, a.x if normed is None else normed, a.spaces[5]))
+        self.multiply(Down(a, self, a.spaces[5]))
+        self.combine(a)
+
+    def choose(self, a: Arguments, normed) -> None:
+        """Fill the first four workspaces, and `normed` unless it is None."""
+        _route(a, self.machine, normed)
+        _sort(a, self.machine, self.tile, self.slots(a.op, a.n))
+
+    def combine(self, a: Arguments) -> None:
+        _combine(a, self.machine)
 
     def multiply(self, k: Grouped) -> None:
         if self.matrices is None or not self.matrices(k):
@@ -93,7 +104,7 @@ def _route(a: Arguments, machine: Machine, normed) -> None:
             T.buffer_store(normed, value * inverse, [token, i])
 
 
-def _sort(a: Arguments, machine: Machine, tile: int) -> None:
+def _sort(a: Arguments, machine: Machine, tile: int, slots) -> None:
     """A block per expert finds its entries, in order, and where the experts in front of it end.
 
     With s entries in front, an expert's tiles go to the places from s // tile + expert on: that leaves room for those
@@ -135,7 +146,7 @@ def _sort(a: Arguments, machine: Machine, tile: int) -> None:
         behind = T.bind(first + total)
         slot = T.bind(tirx.floordiv(first, tile) + expert)
         next_slot = tirx.floordiv(behind, tile) + expert + 1
-        next_slot = T.bind(tirx.Select(expert == op.experts - 1, tiles_of(op, n), next_slot))
+        next_slot = T.bind(tirx.Select(expert == op.experts - 1, slots, next_slot))
         with strided(next_slot - slot, thread, _THREADS) as i:
             token = T.bind(first + i * tile)
             full = token < behind
@@ -145,13 +156,11 @@ def _sort(a: Arguments, machine: Machine, tile: int) -> None:
 
 
 class Grouped(Product):
-    """A product whose blocks each take a tile of one expert's places. gathers: its rows of x are not neighbours."""
+    """A product whose blocks each take a tile of one expert's places."""
 
-    gathers = False
-
-    def __init__(self, a: Arguments, machine: Machine, op: Linear, stack: dict, x, y):
-        super().__init__(op, machine, a.n * a.op.top_k, x, y)
-        self.a, self.stack = a, stack
+    def __init__(self, a: Arguments, products: Products, op: Linear, stack: dict, x, y, norm=None):
+        super().__init__(op, products.machine, a.n * a.op.top_k, x, y, norm)
+        self.a, self.stack, self.slots = a, stack, products.slots(a.op, a.n)
         self.declare(stack)
 
     def declare(self, buffers: dict) -> None:
@@ -159,7 +168,7 @@ class Grouped(Product):
         self.weights = Rows(op.scheme, self.a.op.experts * op.rows, op.columns, buffers, self.machine.vector)
 
     def token_blocks(self, tile: int):
-        return tiles_of(self.a.op, self.a.n)
+        return self.slots
 
     def token_range(self, block, tile: int) -> tuple:
         table = self.a.spaces[3]
@@ -180,14 +189,15 @@ class Grouped(Product):
 
 
 class GateUp(Grouped):
-    """Rows of x, which are tokens, → inner activations by place."""
+    """Rows of x, which are tokens, → inner activations by place; `norm` where x has not had it yet."""
 
     gathers = True
 
-    def __init__(self, a: Arguments, machine: Machine, x, inner):
+    def __init__(self, a: Arguments, products: Products, x, inner, norm=None):
         o = a.op
-        op = Linear(o.gate_up, 2 * o.intermediate, o.hidden, None, gate=o.activation)
-        super().__init__(a, machine, op, a.gate_up, x, inner)
+        eps = None if norm is None else o.norm_eps
+        op = Linear(o.gate_up, 2 * o.intermediate, o.hidden, None, eps, False, o.activation)
+        super().__init__(a, products, op, a.gate_up, x, inner, norm)
 
     def source(self, token, end):
         return tirx.floordiv(T.BufferLoad(self.a.spaces[2], [self.place(token, end)]), self.a.op.top_k)
@@ -196,9 +206,9 @@ class GateUp(Grouped):
 class Down(Grouped):
     """Inner activations by place → weighted results by entry."""
 
-    def __init__(self, a: Arguments, machine: Machine, inner):
+    def __init__(self, a: Arguments, products: Products, inner):
         op = Linear(a.op.down, a.op.hidden, a.op.intermediate, None)
-        super().__init__(a, machine, op, a.down, inner, a.spaces[4])
+        super().__init__(a, products, op, a.down, inner, a.spaces[4])
 
     def source(self, token, end):
         return self.place(token, end)

@@ -57,7 +57,10 @@ class LinearTiles:
 
 
 class LinearKernel:
-    """Arguments, prologue and epilogue shared by the one-token and the many-token form."""
+    """Arguments, prologue and epilogue shared by the one-token and the many-token form. gathers: the tokens of a block
+    are no neighbours in x."""
+
+    gathers = False
 
     def __init__(self, op: Linear, machine: Machine):
         self.op, self.machine = op, machine
@@ -96,6 +99,10 @@ class LinearKernel:
     def token_range(self, block, tile: int) -> tuple:
         """(first token of a block, number of all tokens)."""
         return T.bind(block * tile), self.n
+
+    def inside(self, unit):
+        """Whether a unit of a block is there to be finished."""
+        return unit < self.op.units
 
     def steps(self, count: int):
         """How many of `count` steps along the columns this block has to take."""
