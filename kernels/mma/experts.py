@@ -20,6 +20,8 @@ from mlcrt.kernels.simt.linear import LinearTiles
 from .linear import TOKENS, PrefillTiles, Product, padded, prepare
 from .unit import MatrixUnit
 
+WARP_ROWS = 64
+
 
 class TensorCoreProducts(Products):
     def __init__(self, tiles: PrefillTiles, machine: Machine, unit: MatrixUnit):
@@ -43,14 +45,15 @@ class TensorCoreProducts(Products):
         self.choose(a, None)
         up = _GateUp(a, self, a.x, inner, a.norm)
         prepare(up, tokens, a.n)
-        Product(up, self.prefill_tiles, self.unit, tokens, 64).emit()
-        Product(Down(a, self, inner), self.prefill_tiles, self.unit, inner, 64).emit()
+        for k, prepared in ((up, tokens), (Down(a, self, inner), inner)):
+            Product(k, self.prefill_tiles, self.unit, prepared, WARP_ROWS).emit()
         self.combine(a)
 
 
 class _GateUp(GateUp):
-    def inside(self, unit):
-        return unit < padded(self.op.units)
+    @property
+    def span(self) -> int:
+        return padded(self.op.units)
 
     def finish(self, row, unit, sums: list) -> None:
         value = activation(self.op.gate, sums[0]) * sums[1]

@@ -144,8 +144,8 @@ class Product:
         self.block_units = ROWS // k.parts
 
     def emit(self) -> None:
-        k, op = self.k, self.op
-        grid = {"bx": k.token_blocks(TOKENS), "by": -(-op.units // self.block_units), "tx": self.threads}
+        k = self.k
+        grid = {"bx": k.token_blocks(TOKENS), "by": -(-k.span // self.block_units), "tx": self.threads}
         with launch(**grid) as (block_m, block_n, thread), resident(256 // self.threads):
             k.machine.follow()
             self.thread = thread
@@ -315,5 +315,5 @@ class Product:
                                 T.BufferLoad(self.sums, [4 * (m * tiles_n + tile + p) + 2 * half + i])
                                 for p in range(parts)
                             ]
-                            with T.If(k.inside(unit)), T.Then():
+                            with T.If(unit < k.span), T.Then():
                                 k.finish(token, unit, sums)

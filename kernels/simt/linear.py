@@ -100,9 +100,10 @@ class LinearKernel:
         """(first token of a block, number of all tokens)."""
         return T.bind(block * tile), self.n
 
-    def inside(self, unit):
-        """Whether a unit of a block is there to be finished."""
-        return unit < self.op.units
+    @property
+    def span(self) -> int:
+        """Units to be finished, those that only fill up the result included."""
+        return self.op.units
 
     def steps(self, count: int):
         """How many of `count` steps along the columns this block has to take."""
