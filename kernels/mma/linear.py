@@ -29,6 +29,7 @@ from mlcrt.kernels.simt.common import (
     resident,
     strided,
 )
+from mlcrt.kernels.simt.experts_half import Half
 from mlcrt.kernels.simt.linear import LinearKernel
 
 from .unit import MatrixUnit
@@ -56,6 +57,12 @@ def covers(op: Linear) -> bool:
 def padded(columns: int) -> int:
     """Columns of prepared activations."""
     return -(-columns // DEPTH) * DEPTH
+
+
+def place(column):
+    """Where a column stands in a prepared row."""
+    eight, at = tirx.floordiv(column, 8), tirx.floormod(column, 8)
+    return eight * 8 + tirx.floormod(at, 4) * 2 + tirx.floordiv(at, 4)
 
 
 def prepared_shape(op: Linear, n) -> tuple:
@@ -115,6 +122,15 @@ def prepare(k: LinearKernel, prepared, n) -> None:
                 T.buffer_store(ordered, tirx.Cast("float16", value if inverse is None else value * inverse), [place])
             whole = T.BufferLoad(ordered, [tirx.Ramp(0, 1, 8)])
             T.buffer_store(prepared, whole, [token, tirx.Ramp(T.bind(i * 8), 1, 8)])
+
+
+def half(tiles: PrefillTiles, unit: MatrixUnit) -> Half:
+    """The product for the experts of many tokens."""
+
+    def product(k: LinearKernel, prepared) -> None:
+        Product(k, tiles, unit, prepared, 64).emit()
+
+    return Half(TOKENS, padded, place, prepare, product)
 
 
 @contextlib.contextmanager
