@@ -12,7 +12,7 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from mlcrt.kernels.records import Linear
+from mlcrt.kernels.records import Linear, Moe
 from mlcrt.kernels.simt.common import Machine, Register, barrier, launch, local, prim_func, shared
 from mlcrt.kernels.simt.linear import LinearKernel
 
@@ -23,9 +23,13 @@ _HALF = DEPTH // 2  # columns a thread stages
 _SCALE = 16.0  # activations are divided by it, so that float16 holds values up to a million
 
 
-def suits(op: Linear) -> bool:
-    """Whether the kernel serves this layer: whole steps of columns."""
-    return op.tokens is None and op.columns % DEPTH == 0 and op.units % 16 == 0
+def suits(op: Linear | Moe) -> bool:
+    """Whether the kernel serves this layer, or one of the experts' products: whole steps of columns."""
+    if isinstance(op, Moe):
+        shapes = ((op.hidden, op.intermediate), (op.intermediate, op.hidden))
+    else:
+        shapes = ((op.columns, op.units),)
+    return op.tokens is None and any(columns % DEPTH == 0 and units % 16 == 0 for columns, units in shapes)
 
 
 def linear(op: Linear, machine: Machine, name: str = "linear"):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 from harness import ACTIVATIONS, random_weight
 
+from mlcrt.kernels import Space
 from mlcrt.kernels.records import Moe
+from mlcrt.quant.scheme import SCHEMES
 
 
 class Case:
@@ -42,3 +44,23 @@ class Case:
                 inner = ACTIVATIONS[op.activation](inner[: op.intermediate]) * inner[op.intermediate :]
                 expected[t] += share[t, e] / total * (self.down[e] @ inner)
         return inputs, expected
+
+
+def spaces(library, op: Moe, n: int) -> list[np.ndarray]:
+    """The workspaces of `library` for n tokens, full of what no kernel may use: NaN, and an expert that is none."""
+    made = [Space.of(space) for space in library.moe_scratch(op, n)]
+    return [np.full(s.shape, -1 if s.dtype == "int32" else np.nan, s.dtype) for s in made]
+
+
+def records() -> list[Moe]:
+    """Every scheme and switch, one to eight experts of a token, intermediate sizes that fit nothing; `tokens` is 1."""
+    made = []
+    for up, down, shape, normalize, norm, residual in (
+        ("q4f16_1", "q8f16_1", (96, 72, 6, 3), True, True, True),
+        ("q4f32_1", "q3f16_1", (64, 33, 12, 8), False, True, False),
+        ("q4f16_asym", "q0f16", (33, 64, 3, 2), True, False, True),
+        ("q0f32", "q0f32", (40, 36, 130, 1), False, True, True),
+    ):
+        eps = 1e-5 if norm else None
+        made.append(Moe(SCHEMES[up], SCHEMES[down], *shape, normalize, "silu", 1, eps, residual))
+    return made
