@@ -11,7 +11,7 @@ from mlcrt.kernels import Kernel
 from mlcrt.quant.scheme import SCHEMES
 
 from .arguments import BLOCK, kv_shapes
-from .records import Attention, Embed, Linear
+from .records import Attention, Embed, Linear, Moe
 
 
 def tokens_of(expr) -> int | None:
@@ -39,13 +39,15 @@ class KernelLibrary:
     order of a block, which saved sessions depend on; chunk: most tokens of one
     prefill call, enough to amortise dequantisation and few enough for the activations to stay in the cache;
     score_chunk: the same where the logits of every position are kept; batch: most sequences of one batched step, 0 if
-    the family has no kernels for paged caches; skipped_passes: of TVM's own pipeline.
+    the family has no kernels for paged caches; skipped_passes: of TVM's own pipeline; fuses_experts: whether the routed
+    MLP takes the norm in front of it and the residual behind it.
     """
 
     chunk = 128
     score_chunk = 128
     batch = 0
     skipped_passes: tuple[str, ...] = ()
+    fuses_experts = False
     kv_block = BLOCK
     kv_layout = "rows"
     kv_shapes = staticmethod(kv_shapes)
@@ -91,6 +93,15 @@ class KernelLibrary:
         scratch = self.attention_scratch(op, args[0].ty.shape[0])
         return Kernel(name, ("attention", op), lambda: self.build_attention(op, name), args, scratch=scratch)
 
+    def moe(self, a: dict, args: list) -> Kernel:
+        op = Moe(
+            SCHEMES[a["gate_up_scheme"]], SCHEMES[a["down_scheme"]], a["hidden"], a["intermediate"], a["experts"],
+            a["top_k"], bool(a["normalize"]), a["activation"], tokens_of(args[0]), a.get("norm_eps"),
+            "residual" in a,
+        )  # fmt: skip
+        name, scratch = f"moe_{_suffix(op.tokens)}", self.moe_scratch(op, args[0].ty.shape[0])
+        return Kernel(name, ("moe", op), lambda: self.build_moe(op, name), args, scratch=scratch)
+
     def softcap(self, a: dict, args: list) -> Kernel:
         key = (int(args[0].ty.shape[1]), tokens_of(args[0]), a["cap"])
         return Kernel("softcap", ("softcap", *key), lambda: self.build_softcap(*key), args)
@@ -112,6 +123,10 @@ class KernelLibrary:
 
     def linear_scratch(self, op: Linear, n) -> list:
         """Workspaces that a linear kernel takes after its output."""
+        return []
+
+    def moe_scratch(self, op: Moe, n) -> list:
+        """Workspaces that the kernels of a routed MLP take after their output."""
         return []
 
     def generating(self):

@@ -54,6 +54,27 @@ class Attention:
 
 
 @dataclass(frozen=True)
+class Moe:
+    """A routed MLP: of `experts` MLPs each token runs the top_k by router logits, weighted by their softmax.
+
+    normalize: the weights of the chosen experts add up to 1. norm_eps: RMSNorm in front of the experts (the router's
+    logits are given). `tokens` is 1 or None (any number).
+    """
+
+    gate_up: Scheme
+    down: Scheme
+    hidden: int
+    intermediate: int
+    experts: int
+    top_k: int
+    normalize: bool
+    activation: str
+    tokens: int | None
+    norm_eps: float | None = None
+    residual: bool = False
+
+
+@dataclass(frozen=True)
 class Embed:
     """Rows of an embedding, dequantised and scaled."""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from mlcrt.kernels import Space
-from mlcrt.kernels.records import Attention, Linear
+from mlcrt.kernels.records import Attention, Linear, Moe
 from mlcrt.kernels.simt import Library as SimtLibrary
-from mlcrt.kernels.simt import Machine, Tiles
+from mlcrt.kernels.simt import Machine, Tiles, experts_half
 from mlcrt.kernels.simt.attention import rope_append
+from mlcrt.kernels.simt.experts_many import Products
 
+from . import linear
 from .attention import decode_spaces, prefill_attention, rope_attention, supports, value_index
 from .linear import PrefillTiles, covers, prefill_linear, prepared_shape
 from .unit import MatrixUnit
@@ -50,6 +52,11 @@ class Library(SimtLibrary):
 
     def linear_scratch(self, op: Linear, n) -> list:
         return [Space(prepared_shape(op, n), "float16")] if covers(op) else []
+
+    def expert_products(self, op: Moe) -> Products:
+        if not experts_half.covers(op):
+            return super().expert_products(op)
+        return experts_half.HalfProducts(self.machine, linear.half(self.prefill_tiles, self.unit))
 
     def build_linear(self, op: Linear, name: str):
         if covers(op):

@@ -29,6 +29,7 @@ from mlcrt.kernels.simt.common import (
     resident,
     strided,
 )
+from mlcrt.kernels.simt.experts_half import Half
 from mlcrt.kernels.simt.linear import LinearKernel
 
 from .unit import MatrixUnit
@@ -53,13 +54,20 @@ def covers(op: Linear) -> bool:
     return op.tokens is None and op.scheme.dtype == "float16"
 
 
-def _padded(op: Linear) -> int:
-    return -(-op.columns // DEPTH) * DEPTH
+def padded(columns: int) -> int:
+    """Columns of prepared activations."""
+    return -(-columns // DEPTH) * DEPTH
+
+
+def place(column):
+    """Where a column stands in a prepared row."""
+    eight, at = tirx.floordiv(column, 8), tirx.floormod(column, 8)
+    return eight * 8 + tirx.floormod(at, 4) * 2 + tirx.floordiv(at, 4)
 
 
 def prepared_shape(op: Linear, n) -> tuple:
     """Workspace: the activations as float16."""
-    return (n, _padded(op))
+    return (n, padded(op.columns))
 
 
 def _packed(op: Linear) -> bool:
@@ -75,24 +83,25 @@ def prefill_linear(op: Linear, tiles: PrefillTiles, machine: Machine, unit: Matr
     def body() -> None:
         kernel = LinearKernel(op, machine)
         prepared = T.match_buffer(T.arg("prepared", T.handle()), prepared_shape(op, kernel.n), "float16")
-        _prepare(kernel, prepared)
+        prepare(kernel, prepared, kernel.n)
         columns = -(-op.rows // ROWS)
         if columns > tiles.few:
-            _Product(kernel, tiles, unit, prepared, 64).emit()
+            Product(kernel, tiles, unit, prepared, 64).emit()
             return
         with T.If(tirx.floordiv(kernel.n + TOKENS - 1, TOKENS) * columns <= tiles.few):
             with T.Then():
-                _Product(kernel, tiles, unit, prepared, 32).emit()
+                Product(kernel, tiles, unit, prepared, 32).emit()
             with T.Else():
-                _Product(kernel, tiles, unit, prepared, 64).emit()
+                Product(kernel, tiles, unit, prepared, 64).emit()
 
     return prim_func(name, body)
 
 
-def _prepare(k: LinearKernel, prepared) -> None:
-    """Per token: x, or RMSNorm(x), rounded to float16 and ordered; zero beyond the columns."""
+def prepare(k: LinearKernel, prepared, n) -> None:
+    """Per row of x, of which there are n: that, or RMSNorm(x), rounded to float16 and ordered; zero beyond the
+    columns."""
     op = k.op
-    with launch(bx=k.n, tx=PREPARE_THREADS) as (token, thread):
+    with launch(bx=n, tx=PREPARE_THREADS) as (token, thread):
         k.machine.follow()
         inverse = None
         if k.norm is not None:
@@ -101,7 +110,7 @@ def _prepare(k: LinearKernel, prepared) -> None:
                 value = T.bind(T.BufferLoad(k.x, [token, i]))
                 squares.add(value * value)
             inverse = k.inverse_rms(block_reduce(k.machine, squares.get(), lambda a, b: a + b, PREPARE_THREADS, thread))
-        with strided(_padded(op) // 8, thread, PREPARE_THREADS) as i:
+        with strided(padded(op.columns) // 8, thread, PREPARE_THREADS) as i:
             values = local((8,))
             for j in range(8):
                 T.buffer_store(values, T.float32(0), [j])
@@ -115,7 +124,26 @@ def _prepare(k: LinearKernel, prepared) -> None:
             T.buffer_store(prepared, whole, [token, tirx.Ramp(T.bind(i * 8), 1, 8)])
 
 
-class _Product:
+def half(tiles: PrefillTiles, unit: MatrixUnit) -> Half:
+    """The product for the experts of many tokens."""
+
+    def product(k: LinearKernel, prepared) -> None:
+        Product(k, tiles, unit, prepared, 64).emit()
+
+    return Half(TOKENS, padded, place, prepare, product)
+
+
+@contextlib.contextmanager
+def _where(condition):
+    """Only if `condition`, which may be known already."""
+    with contextlib.ExitStack() as stack:
+        if condition is not True:
+            stack.enter_context(T.If(condition))
+            stack.enter_context(T.Then())
+        yield
+
+
+class Product:
     """The second kernel. Shared memory per stage: tokens x 64 float16, rows x 64 codes, rows x 2 scales.
 
     16-byte units are exchanged within a row so that the eight lanes of a shared-memory transaction meet different
@@ -126,19 +154,20 @@ class _Product:
         self.k, self.op, self.unit, self.prepared = k, k.op, unit, prepared
         self.stages = tiles.stages
         self.packed = _packed(k.op)
-        self.steps = _padded(k.op) // DEPTH
+        self.steps = padded(k.op.columns) // DEPTH
         self.warp_rows = warp_rows
         self.threads = TOKENS // WARP_TOKENS * ROWS // self.warp_rows * 32
         self.block_units = ROWS // k.parts
 
     def emit(self) -> None:
-        k, op = self.k, self.op
-        grid_m = tirx.floordiv(k.n + TOKENS - 1, TOKENS)
-        grid = {"bx": grid_m, "by": -(-op.units // self.block_units), "tx": self.threads}
+        k = self.k
+        grid = {"bx": k.token_blocks(TOKENS), "by": -(-k.span // self.block_units), "tx": self.threads}
         with launch(**grid) as (block_m, block_n, thread), resident(256 // self.threads):
             k.machine.follow()
             self.thread = thread
-            self.token0, self.unit0 = T.bind(block_m * TOKENS), T.bind(block_n * self.block_units)
+            (self.token0, self.end), self.unit0 = k.token_range(block_m, TOKENS), T.bind(block_n * self.block_units)
+            steps = k.steps(self.steps)
+            self.gather()
             self.locate()
             self.a = T.alloc_buffer((self.stages, TOKENS, DEPTH), "float16", scope="shared.dyn")
             if self.packed:
@@ -150,9 +179,10 @@ class _Product:
                 T.buffer_store(self.sums, T.float32(0), [i])
             for stage in range(self.stages - 1):
                 if stage < self.steps:
-                    self.fetch(stage, T.int32(stage))
+                    with _where(stage < steps):
+                        self.fetch(stage, T.int32(stage))
                 self.unit.commit()
-            with T.serial(self.steps) as step:
+            with T.serial(steps) as step:
                 self.unit.wait(self.stages - 2)
                 barrier()
                 ahead = T.bind(step + (self.stages - 1))
@@ -173,7 +203,21 @@ class _Product:
         self.row, self.column = T.bind(tirx.floordiv(lane, 4)), T.bind(tirx.floormod(lane, 4))
         self.warp_m = T.bind(tirx.floordiv(warp, ROWS // self.warp_rows) * WARP_TOKENS)
         self.warp_n = T.bind(tirx.floormod(warp, ROWS // self.warp_rows) * self.warp_rows)
-        self.left = T.bind(self.k.n - self.token0 - self.warp_m)  # tokens from this warp's first on
+        self.left = T.bind(self.end - self.token0 - self.warp_m)  # tokens from this warp's first on
+
+    def gather(self) -> None:
+        """Which rows the tokens are, where they are not neighbours."""
+        self.sources = None
+        if self.k.gathers:
+            self.sources = T.alloc_buffer((TOKENS,), "int32", scope="shared.dyn")
+            with strided(TOKENS, self.thread, self.threads) as i:
+                T.buffer_store(self.sources, self.k.source(self.token0 + i, self.end), [i])
+            barrier()
+
+    def source(self, token):
+        if self.sources is not None:
+            return T.BufferLoad(self.sources, [token])
+        return self.k.source(self.token0 + token, self.end)
 
     def unit_of(self, local_row):
         """(unit, part) of a row of the block: with two parts, tiles of eight rows alternate between them."""
@@ -185,14 +229,14 @@ class _Product:
 
     def weight_row(self, local_row):
         unit, part = self.unit_of(local_row)
-        return T.bind(tirx.min(unit, self.op.units - 1) + part * self.op.units)
+        return T.bind(self.k.weight_row(tirx.min(unit, self.op.units - 1), part))
 
     def fetch(self, slot, step) -> None:
         """Start the copies of one stage."""
         for i in range(TOKENS * (DEPTH // 8) // self.threads):
             at = T.bind(self.thread + i * self.threads)
             token, piece = T.bind(tirx.floordiv(at, DEPTH // 8)), T.bind(tirx.floormod(at, DEPTH // 8))
-            source = T.bind(tirx.min(self.token0 + token, self.k.n - 1))
+            source = T.bind(self.source(token))
             place = self.spread_token(token, piece)
             self.unit.copy(self.a, [slot, token, place * 8], self.prepared, [source, step * DEPTH + piece * 8], 16)
         if not self.packed:
@@ -279,7 +323,7 @@ class _Product:
         for m in range(WARP_TOKENS // 16):
             for half in range(2):
                 token = T.bind(self.token0 + self.warp_m + m * 16 + half * 8 + self.row)
-                with T.If(token < k.n), T.Then():
+                with T.If(token < self.end), T.Then():
                     for tile in range(0, tiles_n, parts):
                         for i in range(2):
                             unit, _ = self.unit_of(self.warp_n + tile * 8 + 2 * self.column + i)
@@ -287,5 +331,5 @@ class _Product:
                                 T.BufferLoad(self.sums, [4 * (m * tiles_n + tile + p) + 2 * half + i])
                                 for p in range(parts)
                             ]
-                            with T.If(unit < k.op.units), T.Then():
+                            with T.If(unit < k.span), T.Then():
                                 k.finish(token, unit, sums)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mlcrt.kernels import Kernel
-from mlcrt.kernels.library import KernelLibrary, tokens_of
-from mlcrt.kernels.records import Attention, Embed, Linear
-from mlcrt.quant.scheme import SCHEMES
+from mlcrt.kernels.library import KernelLibrary
+from mlcrt.kernels.records import Attention, Embed, Linear, Moe
 
 from .attention import AttentionTiles, attention, rope_append
 from .choose import choose
 from .elementwise import embed, finish_step, rotary_tables, softcap
 from .linear import LinearTiles, linear
-from .moe import Moe, moe
+from .moe import moe
 
 
 @dataclass(frozen=True)
@@ -50,9 +48,5 @@ class Library(KernelLibrary):
     def build_choose(self, vocab: int):
         return choose(vocab, self.tiles.linear.lanes)
 
-    def moe(self, a: dict, args: list) -> Kernel:
-        op = Moe(
-            SCHEMES[a["gate_up_scheme"]], SCHEMES[a["down_scheme"]], a["hidden"], a["intermediate"], a["experts"],
-            a["top_k"], bool(a["normalize"]), a["activation"], tokens_of(args[0]),
-        )  # fmt: skip
-        return Kernel("moe", ("moe", op), lambda: moe(op, self.tiles.linear), args)
+    def build_moe(self, op: Moe, name: str):
+        return moe(op, self.tiles.linear, name)

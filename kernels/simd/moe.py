@@ -6,13 +6,12 @@ exactly the weights it needs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from mlcrt.kernels.arguments import weight_arguments
+from mlcrt.kernels.records import Moe
 from mlcrt.quant.scheme import Scheme
 
 from .functions import activation, exp
@@ -21,19 +20,6 @@ from .vector import hold, stack
 from .weights import Rows
 
 _LOWEST = -3.0e38
-
-
-@dataclass(frozen=True)
-class Moe:
-    gate_up: Scheme
-    down: Scheme
-    hidden: int
-    intermediate: int
-    experts: int
-    top_k: int
-    normalize: bool
-    activation: str
-    tokens: int | None
 
 
 def moe(op: Moe, tiles: LinearTiles, name: str = "moe"):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mlcrt.errors import MlcrtError
-from mlcrt.kernels import Kernel
 from mlcrt.kernels.library import KernelLibrary
-from mlcrt.kernels.records import Attention, Embed, Linear
+from mlcrt.kernels.records import Attention, Embed, Linear, Moe
 
 from .attention import AttentionTiles, attention, rope_append, workspace_shape
 from .common import Machine
 from .elementwise import embed, finish_scratch, finish_step, rotary_tables, softcap
+from .experts import moe, workspaces
+from .experts_many import Products
 from .linear import LinearTiles, linear
 
 
@@ -24,6 +24,7 @@ class Tiles:
 class Library(KernelLibrary):
     # Kernels here allocate what they need, and finding that out takes up to 37 s a kernel: see schedule for the others.
     skipped_passes = ("s_tir.CompactBufferAllocation",)
+    fuses_experts = True
 
     def __init__(self, tiles: Tiles, kv_dtype: str, machine: Machine):
         super().__init__(tiles, kv_dtype)
@@ -81,5 +82,12 @@ class Library(KernelLibrary):
     def build_finish_step(self, vocab: int, count: int | None):
         return finish_step(vocab, count, self.machine)
 
-    def moe(self, a: dict, args: list) -> Kernel:
-        raise MlcrtError("mixture-of-experts models run on the CPU target only so far; use --target cpu")
+    def build_moe(self, op: Moe, name: str):
+        return moe(op, self.tiles.linear, self.machine, self.expert_products(op), name)
+
+    def moe_scratch(self, op: Moe, n) -> list:
+        return workspaces(op, n, self.expert_products(op))
+
+    def expert_products(self, op: Moe) -> Products:
+        """How the experts of many tokens are computed."""
+        return Products(self.tiles.linear, self.machine)

@@ -41,7 +41,8 @@ class LinearTiles:
     gemv_depth: 16-byte loads a thread keeps in flight; gemv_subgroups: subgroups in a block; gemv_blocks: blocks that
     the chip holds at once, of which gemv_resident have to fit a multiprocessor; gemv_staged: bytes of shared memory up
     to which a block fetches its scales there, in 16-byte loads (0: every lane loads its own); gemm_tile: outputs of a
-    block in both directions; gemm_k: columns of a tile."""
+    block in both directions; gemm_k: columns of a tile; experts_staged: shared memory, in bytes, that the inner
+    activations of all experts of a token may take."""
 
     gemv_rows: int = 4
     gemv_fill: int = 2000
@@ -52,10 +53,14 @@ class LinearTiles:
     gemv_staged: int = 0
     gemm_tile: int = 64
     gemm_k: int = 32
+    experts_staged: int = 64 << 10
 
 
 class LinearKernel:
-    """Arguments, prologue and epilogue shared by the one-token and the many-token form."""
+    """Arguments, prologue and epilogue shared by the one-token and the many-token form. gathers: the tokens of a block
+    are no neighbours in x."""
+
+    gathers = False
 
     def __init__(self, op: Linear, machine: Machine):
         self.op, self.machine = op, machine
@@ -82,6 +87,31 @@ class LinearKernel:
         """x times the norm's weight; 1/rms is a factor of the whole row and multiplies the dot products."""
         value = T.BufferLoad(self.x, [row, column])
         return value if self.norm is None else value * T.BufferLoad(self.norm, [column])
+
+    def weight_row(self, unit, part: int):
+        """The row of the weight that gives a part of a unit."""
+        return unit + part * self.op.units
+
+    def token_blocks(self, tile: int):
+        """Blocks of `tile` tokens that the many-token form takes."""
+        return tirx.floordiv(self.n + tile - 1, tile)
+
+    def token_range(self, block, tile: int) -> tuple:
+        """(first token of a block, number of all tokens)."""
+        return T.bind(block * tile), self.n
+
+    @property
+    def span(self) -> int:
+        """Units to be finished, those that only fill up the result included."""
+        return self.op.units
+
+    def steps(self, count: int):
+        """How many of `count` steps along the columns this block has to take."""
+        return count
+
+    def source(self, token, end):
+        """The row of x that belongs to a token of the block, or to the last one before `end`."""
+        return tirx.min(token, end - 1)
 
     def finish(self, row, unit, sums: list) -> None:
         """Bias, gate, residual and store of one output element; `sums` has one dot product per part."""
@@ -110,7 +140,7 @@ def _gemv(k: LinearKernel, tiles: LinearTiles) -> None:
             """(first unit, rows) of this subgroup's share of the block's item."""
             first = T.bind(((block + item * blocks) * tiles.gemv_subgroups + subgroup) * units)
             rows = [T.bind(tirx.min(first + u, op.units - 1)) for u in range(units)]
-            rows = [T.bind(r + p * op.units) for r in rows for p in range(k.parts)]
+            rows = [T.bind(k.weight_row(r, p)) for r in rows for p in range(k.parts)]
             if staged is not None:
                 staged.locate(rows)
             return first, rows
@@ -216,14 +246,16 @@ class _WeightStream:
                 guard.enter_context(T.Then())
             word = T.bind(self.word(step))
             guard.enter_context(self.inside(word))
+            skip, at = w.place(word)
             for r, row in enumerate(rows):
-                index, whole = (word, 0) if n == 1 else (tirx.Ramp(word, 1, n), tirx.Ramp(0, 1, n))
+                row = row + skip
+                index, whole = (at, 0) if n == 1 else (tirx.Ramp(at, 1, n), tirx.Ramp(0, 1, n))
                 stored = T.BufferLoad(buffer, [row, index])
                 if self.machine.stream is not None and n == 4 and not w.scheme.is_float:
-                    stored = self.machine.stream(buffer, [row, word], "uint32x4")
+                    stored = self.machine.stream(buffer, [row, at], "uint32x4")
                 T.buffer_store(self.slots[slot][r], stored, [whole])
                 if self.scales is not None:
-                    group = tirx.floordiv(word * w.per_word, w.scheme.group)
+                    group = tirx.floordiv(at * w.per_word, w.scheme.group)
                     scale = T.BufferLoad(w.buffers["scales"], [row, group])
                     if self.machine.stream is not None:
                         scale = self.machine.stream(w.buffers["scales"], [row, group], "float16")
@@ -439,22 +471,21 @@ def _gemm(k: LinearKernel, tiles: LinearTiles) -> None:
     """A block computes gemm_tile tokens x gemm_tile units; 256 threads hold 4 x 4 outputs (per part) each."""
     op, w = k.op, k.weights
     tile, depth, threads, each = tiles.gemm_tile, tiles.gemm_k, 256, tiles.gemm_tile // 16
-    grid_m = tirx.floordiv(k.n + tile - 1, tile)
-    with launch(bx=-(-op.units // tile), by=grid_m, tx=threads) as (block_n, block_m, thread):
+    with launch(bx=-(-op.units // tile), by=k.token_blocks(tile), tx=threads) as (block_n, block_m, thread):
         k.machine.follow()
         a = shared((depth, tile + 1))
         b = [shared((depth, tile + 1)) for _ in range(k.parts)]
         inverse = shared((tile,)) if k.norm is not None else None
-        token0, unit0 = T.bind(block_m * tile), T.bind(block_n * tile)
+        (token0, end), unit0 = k.token_range(block_m, tile), T.bind(block_n * tile)
         if inverse is not None:
             _token_norms(k, token0, tile, thread, inverse)
         row, column = T.bind(tirx.floordiv(thread, 16)), T.bind(tirx.floormod(thread, 16))
         acc = [Register(T.float32(0), count=each * each) for _ in range(k.parts)]
-        with T.serial(-(-w.padded // depth)) as step:
+        with T.serial(k.steps(-(-w.padded // depth))) as step:
             k0 = T.bind(step * depth)
             with strided(tile * depth, thread, threads) as i:
                 t, c = T.bind(tirx.floordiv(i, depth)), T.bind(tirx.floormod(i, depth))
-                safe_t = tirx.min(token0 + t, k.n - 1)
+                safe_t = k.source(token0 + t, end)
                 safe_c = tirx.min(k0 + c, op.columns - 1)
                 value = k.activation_at(safe_t, safe_c)
                 if inverse is not None:
@@ -473,7 +504,7 @@ def _gemm(k: LinearKernel, tiles: LinearTiles) -> None:
         for i in range(each):
             for j in range(each):
                 token, unit = token0 + row * each + i, unit0 + column * each + j
-                with T.If(tirx.And(token < k.n, unit < op.units)), T.Then():
+                with T.If(tirx.And(token < end, unit < op.units)), T.Then():
                     k.finish(token, unit, [acc[p].get(i * each + j) for p in range(k.parts)])
 
 
@@ -496,7 +527,7 @@ def _stage_weights(k: LinearKernel, b: list, unit0, k0, tile: int, depth: int, t
     for p in range(k.parts):
         with strided(tile * words, thread, threads) as i:
             u, v = T.bind(tirx.floordiv(i, words)), T.bind(tirx.floormod(i, words))
-            row = T.bind(tirx.min(unit0 + u, op.units - 1) + p * op.units)
+            row = T.bind(k.weight_row(tirx.min(unit0 + u, op.units - 1), p))
             word = T.bind(tirx.min(tirx.floordiv(k0, w.per_word) + v, w.words - 1))
             part = "" if op.scheme.is_float else "codes"
             stored = T.bind(T.BufferLoad(w.buffers[part], [row, word]))

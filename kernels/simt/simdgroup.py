@@ -29,6 +29,13 @@ def linear(op: Linear, machine: Machine, name: str = "linear"):
     return prim_func(name, lambda: _Matmul(LinearKernel(op, machine)).emit())
 
 
+def product(k: LinearKernel) -> bool:
+    """Emit a product if `fits`, and say so."""
+    if fits(k.op):
+        _Matmul(k).emit()
+    return fits(k.op)
+
+
 def _call(name: str, *arguments) -> None:
     T.evaluate(tirx.call_intrin("void", f"tirx.{name}", *arguments))
 
@@ -60,14 +67,14 @@ def _tile_at(row, column):
 
 class _Matmul:
     def __init__(self, k: LinearKernel):
-        self.k, self.op, self.w = k, k.op, k.weights
+        self.k, self.op = k, k.op
         self.units = TILE // k.parts  # of a block
 
     def emit(self) -> None:
         k, op = self.k, self.op
-        grid = {"bx": -(-op.units // self.units), "by": tirx.floordiv(k.n + TILE - 1, TILE)}
+        grid = {"bx": -(-op.units // self.units), "by": k.token_blocks(TILE)}
         with launch(**grid, tx=THREADS) as (block_n, block_m, self.thread):
-            self.token0, self.unit0 = T.bind(block_m * TILE), T.bind(block_n * self.units)
+            (self.token0, self.end), self.unit0 = k.token_range(block_m, TILE), T.bind(block_n * self.units)
             simdgroup = T.bind(tirx.floordiv(self.thread, 32))
             self.token_half, self.unit_half = T.bind(tirx.floormod(simdgroup, 2)), T.bind(tirx.floordiv(simdgroup, 2))
             self.a, self.b = shared((TILE * DEPTH,), "float16"), shared((TILE * DEPTH,), "float16")
@@ -76,7 +83,7 @@ class _Matmul:
             left, right = _Matrices(4, "float16"), _Matrices(4, "float16")
             for i in range(16):
                 sums.fill(i, T.float32(0))
-            with T.serial(op.columns // DEPTH) as step:
+            with T.serial(k.steps(op.columns // DEPTH)) as step:
                 k0 = T.bind(step * DEPTH)
                 self.stage_activations(k0)
                 self.stage_weights(k0)
@@ -96,7 +103,7 @@ class _Matmul:
         for s in range(TILE * DEPTH // 4 // THREADS):
             row = T.bind(tirx.floordiv(self.thread, DEPTH // 4) + s * (THREADS * 4 // DEPTH))
             column = T.bind(tirx.floormod(self.thread, DEPTH // 4) * 4)
-            token = T.bind(tirx.min(self.token0 + row, k.n - 1))
+            token = T.bind(k.source(self.token0 + row, self.end))
             whole, from_k = tirx.Ramp(0, 1, 4), tirx.Ramp(k0 + column, 1, 4)
             values, halves = local((4,)), local((4,), "float16")
             T.buffer_store(values, T.BufferLoad(k.x, [token, from_k]), [whole])
@@ -114,12 +121,12 @@ class _Matmul:
 
     def stage_weights(self, k0) -> None:
         """Rows of part 0, then of part 1, dequantised; a thread takes a word, or four plain floats, at a time."""
-        w, op = self.w, self.op
+        w, op = self.k.weights, self.op
         n = 4 if w.scheme.is_float else w.per_word
         with strided(TILE * DEPTH // n, self.thread, THREADS) as i:
             local_row, column = T.bind(tirx.floordiv(i, DEPTH // n)), T.bind(tirx.floormod(i, DEPTH // n) * n)
             unit = tirx.min(self.unit0 + tirx.floormod(local_row, self.units), op.units - 1)
-            row = T.bind(unit + tirx.floordiv(local_row, self.units) * op.units)
+            row = T.bind(self.k.weight_row(unit, tirx.floordiv(local_row, self.units)))
             halves = local((n,), "float16")
             if w.scheme.is_float:
                 at = tirx.Ramp(k0 + column, 1, n)
@@ -154,7 +161,7 @@ class _Matmul:
             with strided(half * self.units, self.thread, THREADS) as i:
                 t, u = T.bind(tirx.floordiv(i, self.units)), T.bind(tirx.floormod(i, self.units))
                 token, unit = T.bind(self.token0 + part * half + t), T.bind(self.unit0 + u)
-                with T.If(tirx.And(token < k.n, unit < op.units)), T.Then():
+                with T.If(tirx.And(token < self.end, unit < op.units)), T.Then():
                     factor = T.float32(_SCALE) if factors is None else T.BufferLoad(factors, [part * half + t])
                     dots = [T.BufferLoad(out, [t * TILE + p * self.units + u]) * factor for p in range(k.parts)]
                     k.finish(token, unit, dots)

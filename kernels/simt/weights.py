@@ -30,6 +30,10 @@ class Rows:
         self.groups = groups
         self.grouped = lambda part, row, group: T.BufferLoad(buffers[part], [row, group])  # what is stored per group
 
+    def place(self, word) -> tuple:
+        """(what to add to a row's number, index in that row) of the word at `word` as the buffers hold it."""
+        return 0, word
+
     @property
     def group_parts(self) -> list[str]:
         """The parts with one value per group."""

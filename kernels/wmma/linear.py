@@ -28,6 +28,7 @@ from mlcrt.kernels.simt.common import (
     shared,
     strided,
 )
+from mlcrt.kernels.simt.experts_half import Half
 from mlcrt.kernels.simt.linear import LinearKernel
 
 TOKENS, ROWS, DEPTH = 128, 128, 32  # of a block: tokens, weight rows, columns of a step
@@ -41,13 +42,14 @@ def covers(op: Linear) -> bool:
     return op.tokens is None and op.scheme.dtype == "float16"
 
 
-def _padded(op: Linear) -> int:
-    return -(-op.columns // DEPTH) * DEPTH
+def padded(columns: int) -> int:
+    """Columns of prepared activations."""
+    return -(-columns // DEPTH) * DEPTH
 
 
 def prepared_shape(op: Linear, n) -> tuple:
     """Float32 workspace that holds the activations as float16."""
-    return (n, _padded(op) // 2)
+    return (n, padded(op.columns) // 2)
 
 
 def prefill_linear(op: Linear, machine: Machine, product: Callable, name: str = "linear"):
@@ -60,16 +62,16 @@ def prefill_linear(op: Linear, machine: Machine, product: Callable, name: str = 
     def body() -> None:
         kernel = LinearKernel(op, machine)
         prepared = T.match_buffer(T.arg("prepared", T.handle()), prepared_shape(op, kernel.n), "float32")
-        _prepare(kernel, prepared)
-        _Product(kernel, product, prepared).emit()
+        prepare(kernel, prepared, kernel.n)
+        Product(kernel, product, prepared).emit()
 
     return prim_func(name, body)
 
 
-def _prepare(k: LinearKernel, prepared) -> None:
-    """Per token x, or RMSNorm(x), rounded to float16; zero beyond the columns."""
+def prepare(k: LinearKernel, prepared, n) -> None:
+    """Per row of x, of which there are n: that, or RMSNorm(x), rounded to float16; zero beyond the columns."""
     op = k.op
-    with launch(bx=k.n, tx=THREADS) as (token, thread):
+    with launch(bx=n, tx=THREADS) as (token, thread):
         inverse = None
         if k.norm is not None:
             squares = Register(T.float32(0))
@@ -77,19 +79,27 @@ def _prepare(k: LinearKernel, prepared) -> None:
                 value = T.bind(T.BufferLoad(k.x, [token, i]))
                 squares.add(value * value)
             inverse = k.inverse_rms(block_reduce(k.machine, squares.get(), lambda a, b: a + b, THREADS, thread))
-        with strided(_padded(op) // 8, thread, THREADS) as i:
+        with strided(padded(op.columns) // 8, thread, THREADS) as i:
             values = local((8,), "float16")
             for j in range(8):
                 at = i * 8 + j
-                with _where(at < op.columns, op.columns % 8 == 0 and _padded(op) == op.columns):
+                with _where(at < op.columns, op.columns % 8 == 0 and padded(op.columns) == op.columns):
                     value = k.activation_at(token, at)
                     value = value if inverse is None else value * inverse
                     T.buffer_store(values, tirx.Cast("float16", value), [j])
-                if _padded(op) != op.columns:
+                if padded(op.columns) != op.columns:
                     with T.If(at >= op.columns), T.Then():
                         T.buffer_store(values, T.float16(0), [j])
-            whole = tirx.reinterpret("float32x4", T.BufferLoad(values, [tirx.Ramp(0, 1, 8)]))
-            T.buffer_store(prepared, whole, [token, tirx.Ramp(i * 4, 1, 4)])
+            whole = T.BufferLoad(values, [tirx.Ramp(0, 1, 8)])
+            if str(prepared.ty.dtype) == "float16":
+                T.buffer_store(prepared, whole, [token, tirx.Ramp(i * 8, 1, 8)])
+            else:
+                T.buffer_store(prepared, tirx.reinterpret("float32x4", whole), [token, tirx.Ramp(i * 4, 1, 4)])
+
+
+def half(product: Callable) -> Half:
+    """The product for the experts of many tokens."""
+    return Half(TOKENS, padded, lambda column: column, prepare, lambda k, rows: Product(k, product, rows).emit())
 
 
 @contextlib.contextmanager
@@ -101,8 +111,11 @@ def _where(condition, always: bool):
         yield
 
 
-class _Product:
-    """The second kernel. With a gate, tiles of 16 rows alternate between the two parts, so that a lane has both."""
+class Product:
+    """The second kernel; `prepared` holds float16, as such or by pairs.
+
+    With a gate, tiles of 16 rows alternate between the two parts, so that a lane has both.
+    """
 
     def __init__(self, k: LinearKernel, product: Callable, prepared):
         self.k, self.op, self.product, self.prepared = k, k.op, product, prepared
@@ -110,10 +123,10 @@ class _Product:
 
     def emit(self) -> None:
         k, op = self.k, self.op
-        blocks = -(-op.units // self.block_units)
-        with launch(bx=blocks, by=tirx.floordiv(k.n + TOKENS - 1, TOKENS), tx=THREADS) as (block_n, block_m, thread):
+        blocks = -(-k.span // self.block_units)
+        with launch(bx=blocks, by=k.token_blocks(TOKENS), tx=THREADS) as (block_n, block_m, thread):
             self.thread = thread
-            self.token0, self.unit0 = T.bind(block_m * TOKENS), T.bind(block_n * self.block_units)
+            (self.token0, self.end), self.unit0 = k.token_range(block_m, TOKENS), T.bind(block_n * self.block_units)
             lane, wave = T.bind(tirx.floormod(thread, 32)), T.bind(tirx.floordiv(thread, 32))
             self.row, self.high = T.bind(tirx.floormod(lane, 16)), T.bind(tirx.floordiv(lane, 16))
             self.wave_m = T.bind(tirx.floormod(wave, TOKENS // WAVE_TOKENS) * WAVE_TOKENS)
@@ -123,7 +136,7 @@ class _Product:
             for sums in (s for tiles in self.sums for s in tiles):
                 for i in range(8):
                     T.buffer_store(sums, T.float32(0), [i])
-            with T.serial(_padded(op) // DEPTH) as step:
+            with T.serial(k.steps(padded(op.columns) // DEPTH)) as step:
                 self.stage_tokens(step)
                 self.stage_rows(step)
                 barrier()
@@ -136,17 +149,19 @@ class _Product:
         pieces = DEPTH // 8  # of 16 bytes
         with strided(TOKENS * pieces, self.thread, THREADS) as i:
             token, piece = T.bind(tirx.floordiv(i, pieces)), T.bind(tirx.floormod(i, pieces))
-            source = T.bind(tirx.min(self.token0 + token, self.k.n - 1))
-            held = T.BufferLoad(self.prepared, [source, tirx.Ramp(step * (DEPTH // 2) + piece * 4, 1, 4)])
-            T.buffer_store(
-                self.a, tirx.reinterpret("float16x8", held), [tirx.Ramp(token * PITCH + piece * 8, 1, 8)]
-            )  # fmt: skip
+            source = T.bind(self.k.source(self.token0 + token, self.end))
+            if str(self.prepared.ty.dtype) == "float16":
+                held = T.BufferLoad(self.prepared, [source, tirx.Ramp(step * DEPTH + piece * 8, 1, 8)])
+            else:
+                held = T.BufferLoad(self.prepared, [source, tirx.Ramp(step * (DEPTH // 2) + piece * 4, 1, 4)])
+                held = tirx.reinterpret("float16x8", held)
+            T.buffer_store(self.a, held, [tirx.Ramp(token * PITCH + piece * 8, 1, 8)])
 
     def stage_rows(self, step) -> None:
         """Every thread dequantises 16 neighbouring columns of one row."""
         local_row, half = T.bind(tirx.floordiv(self.thread, 2)), T.bind(tirx.floormod(self.thread, 2))
         unit, part = self.unit_of(local_row)
-        row = T.bind(tirx.min(unit, self.op.units - 1) + part * self.op.units)
+        row = T.bind(self.k.weight_row(tirx.min(unit, self.op.units - 1), part))
         column = T.bind(step * DEPTH + half * 16)
         values = self.floats(row, column) if self.op.scheme.is_float else self.codes(row, column)
         held = local((16,), "float16")
@@ -166,12 +181,12 @@ class _Product:
                 with T.If(column + i < op.columns), T.Then():
                     T.buffer_store(held, T.BufferLoad(buffer, [row, column + i]), [i])
         else:
-            with _where(column < op.columns, _padded(op) == op.columns):
+            with _where(column < op.columns, padded(op.columns) == op.columns):
                 for i in (0, 8):
                     T.buffer_store(
                         held, T.BufferLoad(buffer, [row, tirx.Ramp(column + i, 1, 8)]), [tirx.Ramp(i, 1, 8)]
                     )  # fmt: skip
-            if _padded(op) != op.columns:
+            if padded(op.columns) != op.columns:
                 with T.If(column >= op.columns), T.Then():
                     for i in range(16):
                         T.buffer_store(held, tirx.Cast(op.scheme.float_storage, T.float32(0)), [i])
@@ -221,9 +236,9 @@ class _Product:
         for m, tiles in enumerate(self.sums):
             for i in range(8):
                 token = T.bind(self.token0 + self.wave_m + 16 * m + 2 * i + self.high)
-                with T.If(token < k.n), T.Then():
+                with T.If(token < self.end), T.Then():
                     for j in range(0, WAVE_ROWS // 16, parts):
                         unit, _ = self.unit_of(self.wave_n + 16 * j + self.row)
                         unit = T.bind(unit)
-                        with T.If(unit < k.op.units), T.Then():
+                        with T.If(unit < k.span), T.Then():
                             k.finish(token, unit, [T.BufferLoad(tiles[j + p], [i]) for p in range(parts)])

@@ -134,6 +134,28 @@ def fuse_gate(call, find):
     return linear.build()
 
 
+def fuse_experts(library):
+    """moe(rms_norm(x)) and x + moe(…) → moe with the norm as prologue and a residual input, where the library can"""
+
+    def rule(call, find):
+        if not library.fuses_experts:
+            return None
+        if ops.name_of(call) == "moe":
+            norm = find(call.args[0])
+            if "norm_eps" in call.attrs or not is_op(norm, "relax.nn.rms_norm"):
+                return None
+            args = [norm.args[0], *call.args[1:], norm.args[1]]
+            return ops.make("moe", args, **ops.attributes(call), norm_eps=float(norm.attrs.epsilon))
+        moe = find(call.args[1]) if is_op(call, "relax.add") else None
+        if ops.name_of(moe) != "moe" or "residual" in moe.attrs:
+            return None
+        if not tvm_ffi.structural_equal(call.args[0].ty.shape, call.args[1].ty.shape):
+            return None
+        return ops.make("moe", [*moe.args, call.args[0]], **ops.attributes(moe), residual=1)
+
+    return rule
+
+
 def fuse_rope_attention(library):
     """attention(rope_append(…)) of one token → rope_attention, where the library has it as one kernel"""
 

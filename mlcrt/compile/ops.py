@@ -15,7 +15,7 @@ kernels/arguments.py).
     softcap(x; cap)                                                    → like x
     finish_step(logits, [tokens], out, token, position)                → (out, token, position), all in place
     choose(logits, masks, mask, bias_starts, bias_tokens, biases)      → (logits in place, tokens [rows], best [rows])
-    moe(x, router_logits, gate_up parts…, down parts…; …)              → [n, hidden]
+    moe(x, router_logits, gate_up parts…, down parts…, [norm], [residual]; …) → [n, hidden]
 """
 
 from __future__ import annotations

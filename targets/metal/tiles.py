@@ -7,8 +7,9 @@ from functools import lru_cache
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from mlcrt.kernels.records import Linear
+from mlcrt.kernels.records import Linear, Moe
 from mlcrt.kernels.simt import Library, Machine, Tiles, simdgroup
+from mlcrt.kernels.simt.experts_many import Products
 
 from .architecture import THREADGROUP_BYTES, MetalArch
 
@@ -43,6 +44,9 @@ class MetalLibrary(Library):
         if simdgroup.fits(op):
             return simdgroup.linear(op, self.machine, name)
         return super().build_linear(op, name)
+
+    def expert_products(self, op: Moe) -> Products:
+        return Products(self.tiles.linear, self.machine, simdgroup.TILE, simdgroup.product)
 
 
 def library(arch: MetalArch, kv_dtype: str) -> Library:

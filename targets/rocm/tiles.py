@@ -5,9 +5,10 @@ from __future__ import annotations
 from tvm import tirx
 
 from mlcrt.kernels import wmma
-from mlcrt.kernels.records import Linear
-from mlcrt.kernels.simt import Library, Machine, Tiles
+from mlcrt.kernels.records import Linear, Moe
+from mlcrt.kernels.simt import Library, Machine, Tiles, experts_half
 from mlcrt.kernels.simt.attention import AttentionTiles
+from mlcrt.kernels.simt.experts_many import Products
 from mlcrt.kernels.simt.linear import LinearTiles
 
 from . import assembly  # makes TVM build AMD code as this project wants it
@@ -56,6 +57,11 @@ class RocmLibrary(Library):
         if self.matrix and wmma.covers(op):
             return wmma.prefill_linear(op, self.machine, product, name)
         return super().build_linear(op, name)
+
+    def expert_products(self, op: Moe) -> Products:
+        if not self.matrix or not experts_half.covers(op):
+            return super().expert_products(op)
+        return experts_half.HalfProducts(self.machine, wmma.half(product))
 
     def linear_scratch(self, op: Linear, n) -> list:
         return [wmma.prepared_shape(op, n)] if self.matrix and wmma.covers(op) else super().linear_scratch(op, n)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from mlcrt.kernels.records import Linear
+from mlcrt.kernels.records import Linear, Moe
 from mlcrt.kernels.simt.common import Machine, Register, barrier, launch, local, prim_func, shared
 from mlcrt.kernels.simt.linear import LinearKernel
 
@@ -23,9 +23,13 @@ _HALF = DEPTH // 2  # columns a thread stages
 _SCALE = 16.0  # activations are divided by it, so that float16 holds values up to a million
 
 
-def suits(op: Linear) -> bool:
-    """Whether the kernel serves this layer: whole steps of columns."""
-    return op.tokens is None and op.columns % DEPTH == 0 and op.units % 16 == 0
+def suits(op: Linear | Moe) -> bool:
+    """Whether the kernel serves this layer, or one of the experts' products: whole steps of columns."""
+    if isinstance(op, Moe):
+        shapes = ((op.hidden, op.intermediate), (op.intermediate, op.hidden))
+    else:
+        shapes = ((op.columns, op.units),)
+    return op.tokens is None and any(columns % DEPTH == 0 and units % 16 == 0 for columns, units in shapes)
 
 
 def linear(op: Linear, machine: Machine, name: str = "linear"):
@@ -37,25 +41,33 @@ def linear(op: Linear, machine: Machine, name: str = "linear"):
     return prim_func(name, body)
 
 
+def product(k: LinearKernel) -> bool:
+    """Emit a product if it `suits`, and say so."""
+    if suits(k.op):
+        _Matrix(k).emit()
+    return suits(k.op)
+
+
 def _call(name: str, *arguments) -> None:
     T.evaluate(tirx.call_extern("int32", name, *arguments))
 
 
 class _Matrix:
     def __init__(self, k: LinearKernel):
-        self.k, self.op, self.w = k, k.op, k.weights
+        self.k, self.op = k, k.op
         self.units = ROWS // k.parts
 
     def emit(self) -> None:
         k, op = self.k, self.op
-        blocks = tirx.floordiv(k.n + TOKENS - 1, TOKENS)
-        with launch(bx=-(-op.units // self.units), by=blocks, tx=THREADS) as (block_n, block_m, thread):
+        grid = {"bx": -(-op.units // self.units), "by": k.token_blocks(TOKENS)}
+        with launch(**grid, tx=THREADS) as (block_n, block_m, thread):
             self.thread = thread
             self.a, self.b = shared((TOKENS, DEPTH + _PAD), "float16"), shared((ROWS, DEPTH + _PAD), "float16")
-            self.token0, self.unit0 = T.bind(block_m * TOKENS), T.bind(block_n * self.units)
+            (self.token0, self.end), self.unit0 = k.token_range(block_m, TOKENS), T.bind(block_n * self.units)
+            self.w = k.weights
             self.line = T.bind(tirx.floordiv(thread, 2))  # of both tiles
             self.half = T.bind(tirx.floormod(thread, 2) * _HALF)
-            self.token = T.bind(tirx.min(self.token0 + self.line, k.n - 1))
+            self.token = T.bind(k.source(self.token0 + self.line, self.end))
             self.row = T.bind(self.weight_row(self.line))
             self.squares = Register(T.float32(0)) if k.norm is not None else None
             self.prepare()
@@ -65,7 +77,7 @@ class _Matrix:
             for i in range(8):
                 _call("matrix_fill", i, T.float32(0))
             self.fetch(T.int32(0))
-            with T.serial(op.columns // DEPTH) as step:
+            with T.serial(k.steps(op.columns // DEPTH)) as step:
                 barrier()
                 self.stage(step)
                 barrier()
@@ -77,10 +89,10 @@ class _Matrix:
     def weight_row(self, line):
         """The row of the weight in a line of the tile: 16 units of one part, then the same of the other."""
         if self.k.parts == 1:
-            return tirx.min(self.unit0 + line, self.op.units - 1)
+            return self.k.weight_row(tirx.min(self.unit0 + line, self.op.units - 1), 0)
         unit = self.unit0 + tirx.floordiv(line, 32) * 16 + tirx.floormod(line, 16)
         part = tirx.floordiv(tirx.floormod(line, 32), 16)
-        return tirx.min(unit, self.op.units - 1) + part * self.op.units
+        return self.k.weight_row(tirx.min(unit, self.op.units - 1), part)
 
     def prepare(self) -> None:
         """Registers for what is on its way."""
@@ -183,6 +195,6 @@ class _Matrix:
             factor = T.float32(_SCALE)
             if inverse is not None:
                 factor = T.bind(T.BufferLoad(inverse, [tile_token]) * T.float32(_SCALE))
-            with T.If(tirx.And(token < k.n, unit < self.op.units)), T.Then():
+            with T.If(tirx.And(token < self.end, unit < self.op.units)), T.Then():
                 sums = [factor * T.BufferLoad(out, [place + t, u + 16 * p]) for p in range(k.parts)]
                 k.finish(token, unit, sums)

@@ -10,8 +10,8 @@ from tvm.script.ir_builder import IRBuilder
 
 from mlcrt.errors import MlcrtError
 from mlcrt.kernels import Kernel
-from mlcrt.kernels.records import Linear
-from mlcrt.kernels.simt import Library, Machine, Tiles
+from mlcrt.kernels.records import Linear, Moe
+from mlcrt.kernels.simt import Library, Machine, Tiles, experts_many
 from mlcrt.kernels.simt.attention import AttentionTiles
 from mlcrt.kernels.simt.linear import LinearTiles
 
@@ -40,15 +40,20 @@ def machine(variant: Variant) -> Machine:
 def tiles(variant: Variant) -> Tiles:
     # grids of the first variant are for all, and the others' tiles are multiples of its tiles
     small = variant.lanes == 8
-    linear = LinearTiles(gemv_subgroups=_SUBGROUPS, gemm_tile=32 if small else 64)
+    linear = LinearTiles(gemv_subgroups=_SUBGROUPS, gemm_tile=32 if small else 64, experts_staged=32 << 10)
     return Tiles(linear, AttentionTiles(subgroups=2 if small else 4))
 
 
 class MatrixLibrary(Library):
-    """Prefill's linear layers with cooperative matrices."""
+    """Prefill's linear layers and experts with cooperative matrices."""
 
     def build_linear(self, op: Linear, name: str):
         return matrix.linear(op, self.machine, name)
+
+    def expert_products(self, op: Moe):
+        return experts_many.Products(
+            self.tiles.linear, self.machine, matrix.TOKENS, matrix.product, slots_for=experts_many.TILE
+        )
 
 
 class VariantLibrary(Library):
@@ -75,7 +80,7 @@ class VariantLibrary(Library):
         variants = {}
         for variant, library in self.others.items():
             other: Kernel = getattr(library, operator)(attributes, args)
-            if variant.matrices and not (operator == "linear" and matrix.suits(other.key[1])):
+            if variant.matrices and not (operator in ("linear", "moe") and matrix.suits(other.key[1])):
                 continue
             if [tuple(map(str, s)) for s in other.scratch] != [tuple(map(str, s)) for s in kernel.scratch]:
                 raise MlcrtError(f"{kernel.name} needs other workspaces for {variant.tag} than for {self.first.tag}")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import tiny
+import tvm_ffi
 from small_llama import CONFIG, LAYERS
 from tvm import relax
 
@@ -126,6 +128,18 @@ def test_other_families(case, after):
         assert found["matmul"] == found["dequantize"] == found["split"] == 0
     biases = sum(c.bias is not None for c in linears(mod, "decode"))
     assert biases == {"llama_linear_bias": 4, "qwen2_yarn": 1}.get(case, 0) * layers
+
+
+@pytest.mark.parametrize("case", ["mixtral", "qwen3_moe"])
+def test_experts_take_the_norm_and_the_residual_where_the_library_can(case):
+    mod = stages(tiny.record(case)["config"])["fuse-residual"]
+    assert tvm_ffi.structural_equal(apply_rule(mod, fusion.fuse_experts(SimpleNamespace(fuses_experts=False))), mod)
+    mod = apply_rule(mod, fusion.fuse_experts(SimpleNamespace(fuses_experts=True)))
+    layers = tiny.record(case)["config"]["num_hidden_layers"]
+    for entry in ENTRIES:
+        found = counts(mod, entry)
+        assert found["moe"] == layers and found["linear"] == 3 * layers + 1
+        assert found["rms_norm"] == found["add"] == 0
 
 
 def test_dump_ir_writes_every_phase(model, tmp_path):

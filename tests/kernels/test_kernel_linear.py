@@ -6,9 +6,11 @@ import harness
 import numpy as np
 import pytest
 from harness import ACTIVATIONS, build, call, error, label, machine, pairwise, random_weight, unwritten
+from moe_case import Case
 
-from mlcrt.kernels.simd.linear import Linear, linear
-from mlcrt.kernels.simd.moe import Moe, moe
+from mlcrt.kernels.records import Linear, Moe
+from mlcrt.kernels.simd.linear import linear
+from mlcrt.kernels.simd.moe import moe
 from mlcrt.quant.scheme import SCHEMES
 
 TOLERANCE = 2e-4
@@ -85,24 +87,9 @@ def test_moe(case):
         1 if case["decode"] else None,
     )  # fmt: skip
     kernel = build(moe(op, machine(case["level"])[1].linear), case["level"])
-    draw = np.random.default_rng(hidden)
-    up_parts, up = random_weight(draw, case["gate_up"], 2 * intermediate, hidden, experts)
-    down_parts, down = random_weight(draw, case["down"], hidden, intermediate, experts)
+    made = Case(op, hidden)
     for n in (1,) if case["decode"] else (1, 5):
-        x = draw.standard_normal((n, hidden)).astype(np.float32)
-        router = draw.standard_normal((n, experts)).astype(np.float32) * np.float32(2)
-        router[0] = -200 - router[0]  # far from zero: the softmax has to subtract the largest
-        share = np.exp(router - router.max(axis=1, keepdims=True).astype(np.float64))
-        share /= share.sum(axis=1, keepdims=True)
-        expected = np.zeros((n, hidden))
-        for t in range(n):
-            chosen = np.argsort(-share[t], kind="stable")[:top_k]
-            total = share[t, chosen].sum() if case["normalize"] else 1
-            for e in chosen:
-                inner = up[e] @ x[t].astype(np.float64)
-                inner = ACTIVATIONS[case["activation"]](inner[:intermediate]) * inner[intermediate:]
-                expected[t] += share[t, e] / total * (down[e] @ inner)
-        arguments = [x, router, *up_parts.values(), *down_parts.values()]
+        arguments, expected = made(n)
         y = call(kernel, *arguments, unwritten(n, hidden))[-1]
         assert error(y, expected) <= TOLERANCE, f"{n} tokens"
 

@@ -5,10 +5,13 @@ All kernels are compiled together: `make` names what a test wants, `kernel` give
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msl
 import numpy as np
 import pytest
 from harness import ACTIVATIONS, Guarded, error, pairwise, random_weight, unwritten
+from moe_case import Case, records, spaces
 from test_kernel_attention import reference, rotated
 
 from mlcrt.kernels.arguments import BLOCK
@@ -114,6 +117,21 @@ def test_linear(case, run):
         tolerance = 5e-3 if op.scheme.dtype == "float16" else 1e-4
         assert not np.isnan(y).any()
         assert np.abs(y - expected).max() <= tolerance * max(scale, 0.05), f"{n} tokens"
+
+
+MOE = [replace(op, tokens=tokens) for op in (records()[0], records()[3]) for tokens in (1, None)]
+
+
+def moe_name(op) -> str:
+    return make(f"moe{len(BUILT)}", lambda: LIBRARY["float16"].build_moe(op, "moe"))
+
+
+@pytest.mark.parametrize(("op", "name"), [(op, moe_name(op)) for op in MOE], ids=[f"moe{i}" for i in range(len(MOE))])
+def test_experts(op, name, run):
+    n = op.tokens or 23
+    inputs, expected = Case(op)(n)
+    y = run(name, *inputs, unwritten(n, op.hidden), *spaces(LIBRARY["float16"], op, n))[len(inputs)]
+    assert error(y, expected) <= (1e-2 if op.gate_up.dtype == "float16" else 1e-4)
 
 
 EMBED = pairwise(scheme=STORED, hidden=(33, 96, 560), scale=(1.0, 8.5), decode=(True, False))

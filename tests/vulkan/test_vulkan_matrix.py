@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 import tvm
 from device import validate
-from harness import random_weight
+from harness import error, random_weight, unwritten
+from moe_case import Case, spaces
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from mlcrt.kernels.records import Linear
+from mlcrt.kernels.records import Linear, Moe
 from mlcrt.kernels.simt.common import local
 from mlcrt.quant.scheme import SCHEMES
 from mlcrt.targets.vulkan import matrix
 from mlcrt.targets.vulkan.architecture import Variant
 from mlcrt.targets.vulkan.codegen import compile_kernels, lower
-from mlcrt.targets.vulkan.tiles import machine
+from mlcrt.targets.vulkan.tiles import MatrixLibrary, machine, tiles
 
 CASES = [
     ("q4f16_1", {"norm_eps": 1e-5, "gate": "silu"}),
@@ -102,7 +103,7 @@ def loops(monkeypatch):
     prepare = matrix._Matrix.prepare
 
     def noting(self):
-        stand_in.thread = self.thread
+        stand_in.thread, stand_in.held = self.thread, {}
         prepare(self)
 
     monkeypatch.setattr(matrix._Matrix, "prepare", noting)
@@ -137,3 +138,15 @@ def test_against_numpy(vulkan, loops, run_kernel, scheme, switches):
     assert not np.isnan(got).any()
     # float16 activations and weights; a gate multiplies two such sums
     assert np.abs(got - expected).max() <= (1e-2 if op.gate else 4e-3) * np.sqrt((expected**2).mean())
+
+
+def test_experts_against_numpy(vulkan, loops, run_kernel):
+    """Tiles of one expert's tokens, rows gathered; the choice needs the subgroups of the device at hand."""
+    scheme, variant = SCHEMES["q4f16_1"], Variant("s8")
+    op = Moe(scheme, scheme, 64, 96, 3, 2, True, "silu", None, 1e-5, True)
+    library = MatrixLibrary(tiles(variant), "float16", machine(variant))
+    name = "moe__v_s8_"
+    module = tvm.IRModule({name: library.build_moe(op, name).with_attr("global_symbol", name)})
+    inputs, expected = Case(op)(TOKENS)
+    y = run_kernel(module, inputs, [unwritten(TOKENS, op.hidden), *spaces(library, op, TOKENS)])[0]
+    assert error(y, expected) <= 1e-2

@@ -21,10 +21,7 @@ from mlcrt.errors import MlcrtError
 from mlcrt.runtime.engine import Engine
 
 TOLERANCE = 2e-4  # of the logits' standard deviation, in float32
-_MOE = ("mixtral", "qwen3_moe")
-
-
-_CASES = [c for c in tiny.cases() if c not in _MOE]
+_CASES = tiny.cases()
 
 
 def _compile(case: str, root: Path) -> Path:

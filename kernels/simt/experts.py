@@ -1,0 +1,273 @@
+"""A mixture-of-experts MLP on a GPU. Which experts run is decided on the device and read from there.
+
+One token: two matrix-vector products over the weights of the chosen experts alone, every block working out the choice
+by itself from the router's logits. The first takes the units of all chosen experts as rows of one weight; the second
+sees a row of every chosen expert's down weight as one long row, times the inner activations already weighted.
+
+More tokens: `experts_many`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from mlcrt.kernels import Space
+from mlcrt.kernels.arguments import weight_arguments
+from mlcrt.kernels.records import Linear, Moe
+
+from .common import Machine, Register, barrier, block_reduce, launch, local, prim_func, resident, shared, strided
+from .linear import (
+    _REDUCTION_BYTES,
+    LinearKernel,
+    LinearTiles,
+    _activations,
+    _PackedActivations,
+    _row_dots,
+    _shares,
+    _WeightStream,
+)
+from .weights import Rows
+
+if TYPE_CHECKING:
+    from .experts_many import Products
+
+
+class Arguments:
+    """Declares (x [n, hidden] f32, router logits [n, experts] f32, gate_up parts [experts, …], down parts
+    [experts, …], [norm [hidden]], [residual [n, hidden]], y [n, hidden] f32, workspaces …) in a prim_func frame."""
+
+    def __init__(self, op: Moe, products: Products | None):
+        self.op = op
+        self.n = n = T.int32() if op.tokens is None else op.tokens
+        x, logits = (T.arg(a, T.handle()) for a in ("x", "logits"))
+        self.gate_up = weight_arguments(op.gate_up, 2 * op.intermediate, op.hidden, "gate_up", op.experts)
+        self.down = weight_arguments(op.down, op.hidden, op.intermediate, "down", op.experts)
+        self.norm = T.arg("norm", T.Buffer((op.hidden,), "float32")) if op.norm_eps is not None else None
+        residual = T.arg("residual", T.handle()) if op.residual else None
+        y = T.arg("y", T.handle())
+        self.x, self.y = (T.match_buffer(h, (n, op.hidden), "float32") for h in (x, y))
+        self.logits = T.match_buffer(logits, (n, op.experts), "float32")
+        self.residual = T.match_buffer(residual, (n, op.hidden), "float32") if op.residual else None
+        spaces = enumerate(workspaces(op, n, products))
+        self.spaces = [T.match_buffer(T.arg(f"space{i}", T.handle()), s.shape, s.dtype) for i, s in spaces]
+
+
+def workspaces(op: Moe, n, products: Products | None) -> list[Space]:
+    """What `moe` takes after its output. One token: the inner activations [top_k, intermediate] f32."""
+    return [Space((op.top_k, op.intermediate))] if op.tokens == 1 else products.workspaces(op, n)
+
+
+def flat(buffers: dict) -> dict:
+    """A stack of weights as one weight, expert after expert; to be declared in the kernel that uses it."""
+    return {
+        part: T.decl_buffer((b.ty.shape[0] * b.ty.shape[1], b.ty.shape[2]), str(b.ty.dtype), data=b.data)
+        for part, b in buffers.items()
+    }
+
+
+def choose(op: Moe, machine: Machine, logits, token, thread, threads: int) -> tuple:
+    """(experts [top_k] i32, their weights [top_k] f32) of a token, in shared memory, largest logit first and of equals
+    the first; by all threads of a block. An expert's place is the number of those in front of it."""
+    held = shared((op.experts,))
+    chosen, share = shared((op.top_k,), "int32"), shared((op.top_k,))
+    with strided(op.experts, thread, threads) as e:
+        T.buffer_store(held, T.BufferLoad(logits, [token, e]), [e])
+    with strided(op.top_k, thread, threads) as k:
+        T.buffer_store(chosen, k, [k])  # what stays where logits are not numbers: experts that exist
+    barrier()
+    width = next(v for v in (4, 2, 1) if op.experts % v == 0)
+    with strided(op.experts, thread, threads) as e:
+        mine, place = T.bind(T.BufferLoad(held, [e])), Register(T.int32(0), "int32")
+        with T.serial(op.experts // width) as step:
+            values, first = local((width,)), T.bind(step * width)
+            index, at = (first, 0) if width == 1 else (tirx.Ramp(first, 1, width), tirx.Ramp(0, 1, width))
+            T.buffer_store(values, T.BufferLoad(held, [index]), [at])
+            for i in range(width):
+                value = T.bind(T.BufferLoad(values, [i]))
+                before = tirx.Or(value > mine, tirx.And(value == mine, first + i < e))
+                place.add(tirx.Select(before, T.int32(1), T.int32(0)))
+        with T.If(place.get() < op.top_k), T.Then():
+            T.buffer_store(chosen, e, [place.get()])
+    barrier()
+    peak = T.bind(T.BufferLoad(held, [T.BufferLoad(chosen, [0])]))
+
+    def power(expert):
+        return tirx.exp(T.BufferLoad(held, [expert]) - peak)
+
+    total = Register(T.float32(0))
+    if op.normalize:
+        with T.serial(op.top_k) as k:
+            total.add(power(T.BufferLoad(chosen, [k])))
+        total = total.get()
+    else:
+        with strided(op.experts, thread, threads) as e:
+            total.add(power(e))
+        total = block_reduce(machine, total.get(), lambda a, b: a + b, threads, thread)
+    with strided(op.top_k, thread, threads) as k:
+        T.buffer_store(share, power(T.BufferLoad(chosen, [k])) / total, [k])
+    barrier()
+    return chosen, share
+
+
+class Product(LinearKernel):
+    """A product over rows of a stack of weights; what LinearKernel declares is given."""
+
+    def __init__(self, op: Linear, machine: Machine, n, x, y, norm=None, residual=None):
+        self.op, self.machine, self.n, self.x, self.y = op, machine, n, x, y
+        self.norm, self.residual, self.bias = norm, residual, None
+        self.parts = 2 if op.gate else 1
+
+
+class _GateUp(Product):
+    """Units of all chosen experts, one expert after another."""
+
+    def __init__(self, a: Arguments, machine: Machine):
+        o = a.op
+        self.a, self.each = a, o.intermediate
+        op = Linear(o.gate_up, 2 * o.top_k * o.intermediate, o.hidden, 1, o.norm_eps, False, o.activation)
+        super().__init__(op, machine, 1, a.x, a.spaces[0], a.norm)
+        self.declare(a.gate_up)
+
+    def declare(self, buffers: dict) -> None:
+        o = self.a.op
+        self.weights = Rows(o.gate_up, 2 * o.experts * self.each, o.hidden, buffers, self.machine.vector)
+
+    def start(self, tiles: LinearTiles, thread, threads: int, begin):
+        """The choice is that of the kernel in front, x is older."""
+        self.declare(flat(self.a.gate_up))
+        x = _inputs(self, tiles)(self, thread, threads)
+        self.machine.follow()
+        self.chosen, _ = choose(self.a.op, self.machine, self.a.logits, 0, thread, threads)
+        begin()
+        return x
+
+    def weight_row(self, unit, part: int):
+        slot = tirx.floordiv(unit, self.each)
+        first = T.BufferLoad(self.chosen, [slot]) * (2 * self.each)
+        return first + tirx.floormod(unit, self.each) + part * self.each
+
+    def finish(self, row, unit, sums: list) -> None:
+        from .functions import activation
+
+        value = activation(self.op.gate, sums[0]) * sums[1]
+        T.buffer_store(self.y, value, [tirx.floordiv(unit, self.each), tirx.floormod(unit, self.each)])
+
+
+class _StackedRows(Rows):
+    """Row r of all chosen experts as one row, expert after expert."""
+
+    def __init__(self, op: Moe, buffers: dict, vector: int, chosen=None):
+        super().__init__(op.down, op.experts * op.hidden, op.intermediate, buffers, vector)
+        self.height, self.chosen, self.each, self.each_groups = op.hidden, chosen, self.words, self.groups
+        self.words, self.padded, self.groups = (op.top_k * size for size in (self.words, self.padded, self.groups))
+        self.grouped = self._grouped
+
+    def first(self, slot):
+        return T.BufferLoad(self.chosen, [slot]) * self.height
+
+    def place(self, word) -> tuple:
+        skip = T.bind(self.first(tirx.floordiv(word, self.each)))
+        return skip, T.bind(tirx.floormod(word, self.each))
+
+    def _grouped(self, part: str, row, group):
+        skip = self.first(tirx.floordiv(group, self.each_groups))
+        return T.BufferLoad(self.buffers[part], [row + skip, tirx.floormod(group, self.each_groups)])
+
+
+class _Down(Product):
+    """The weighted sum of the chosen experts' results, which is one dot product per row."""
+
+    def __init__(self, a: Arguments, machine: Machine):
+        o = a.op
+        self.a = a
+        self.weights = _StackedRows(o, a.down, machine.vector)
+        op = Linear(o.down, o.hidden, self.weights.padded, 1, residual=o.residual)
+        super().__init__(op, machine, 1, a.spaces[0], a.y, residual=a.residual)
+
+    def start(self, tiles: LinearTiles, thread, threads: int, begin):
+        """The inner activations are those of the kernel in front, the choice is older."""
+        chosen, self.share = choose(self.a.op, self.machine, self.a.logits, 0, thread, threads)
+        self.weights = _StackedRows(self.a.op, flat(self.a.down), self.machine.vector, chosen)
+        begin()
+        self.machine.follow()
+        kind = _inputs(self, tiles)
+        return type("_Weighted", (_Weighted, kind), {})(self, thread, threads)
+
+
+class _Weighted:
+    """Mixed into a way of holding activations: those of all chosen experts, times the experts' weights."""
+
+    def read(self, word, squares: Register) -> list:
+        o, n = self.k.a.op, self.w.per_word
+        slot = T.bind(tirx.floordiv(word, self.w.each))
+        start = T.bind(tirx.floormod(word, self.w.each) * n)
+        share = T.bind(T.BufferLoad(self.k.share, [slot]))
+        width = next(v for v in (4, 2, 1) if n % v == 0 and o.intermediate % v == 0)
+        values = []
+        for j in range(0, n, width):
+            chunk = local((width,))
+            for i in range(width):
+                T.buffer_store(chunk, T.float32(0), [i])
+            with T.If(start + j < o.intermediate), T.Then():
+                index, at = (start + j, 0) if width == 1 else (tirx.Ramp(start + j, 1, width), tirx.Ramp(0, 1, width))
+                T.buffer_store(chunk, T.BufferLoad(self.k.x, [slot, index]), [at])
+            values += [T.BufferLoad(chunk, [i]) * share for i in range(width)]
+        return values
+
+
+def _inputs(k: Product, tiles: LinearTiles):
+    """How activations are held: as for any product of one token, but not in more shared memory than is allowed."""
+    from .unstaged import Unstaged
+
+    scheme, most = k.op.scheme, min(tiles.experts_staged, k.machine.shared_bytes)
+    size = k.weights.padded * (2 if scheme.dtype == "float16" else 4) + _REDUCTION_BYTES + 4 * k.a.op.experts
+    if scheme.bits == 4 and scheme.zero == 8 and scheme.dtype == "float16" and k.machine.dot8 is not None:
+        return _PackedActivations if size <= most else Unstaged
+    return _activations(k, False) if size + 4 * k.weights.words <= most else Unstaged
+
+
+def _gemv(k: Product, tiles: LinearTiles) -> None:
+    op, lanes = k.op, k.machine.subgroup
+    threads = tiles.gemv_subgroups * lanes
+    units, count, blocks = _shares(k, tiles)
+    with launch(bx=blocks, tx=threads) as (block, thread), resident(tiles.gemv_resident):
+        lane, subgroup = T.bind(tirx.floormod(thread, lanes)), T.bind(tirx.floordiv(thread, lanes))
+        stream = None
+
+        def rows_of(item):
+            first = T.bind(((block + item * blocks) * tiles.gemv_subgroups + subgroup) * units)
+            units_ = [T.bind(tirx.min(first + u, op.units - 1)) for u in range(units)]
+            return first, [T.bind(k.weight_row(u, p)) for u in units_ for p in range(k.parts)]
+
+        def begin() -> None:
+            nonlocal stream
+            stream = _WeightStream(k.weights, units * k.parts, lane, k.machine, tiles.gemv_depth, count, False)
+            stream.begin(rows_of(0)[1])
+
+        x = k.start(tiles, thread, threads, begin)
+        with T.serial(count) as item:
+            first, rows = rows_of(item)
+            following = None if count == 1 else (item + 1 < count, rows_of(item + 1)[1])
+            dots = [x.factor * dot for dot in _row_dots(k, stream, x, rows, following)]
+            with T.If(lane == 0), T.Then():
+                for u in range(units):
+                    with T.If(first + u < op.units), T.Then():
+                        k.finish(0, first + u, dots[u * k.parts : (u + 1) * k.parts])
+
+
+def moe(op: Moe, tiles: LinearTiles, machine: Machine, products: Products, name: str = "moe"):
+    """PrimFunc with the arguments of `Arguments`: y = [residual +] the sum over the top_k experts of softmax weight *
+    down(act(gate(x)) * up(x)), x normalised first where op.norm_eps says so. products: how many tokens are done."""
+
+    def body() -> None:
+        arguments = Arguments(op, products)
+        if op.tokens == 1:
+            _gemv(_GateUp(arguments, machine), tiles)
+            _gemv(_Down(arguments, machine), tiles)
+        else:
+            products.emit(arguments)
+
+    return prim_func(name, body)
