@@ -182,7 +182,7 @@ class Engine(LoadedModel):
         self._admit([0] * count)
         history = [self.greedy_token]
         self._begin()
-        history += self._runtime.run_steps(self._decode, count, self._state[_TOKEN], self._token)
+        history += self._runtime.run_steps(self._decode, count, self._state[_TOKEN])
         self.tokens += history[:-1]
         return history
 

@@ -84,7 +84,7 @@ def test_smollm2_replays_its_step(smollm2):
         engine.prefill(prompt)
         runs[target] = engine.greedy(8)
         if target == "vulkan":
-            recorded = engine._decode.describe()
+            recorded = engine._decode.replay.describe()
             plan = engine._runtime.memory()
         engine.close()
     assert runs["vulkan"] == runs["cpu"]
