@@ -146,6 +146,18 @@ class DeviceRuntime:
         """history[index] = token[0], both int32 on the device, in the order of its work and without waiting."""
         token.copyto(history._create_view((1,), "int32", 4 * index))
 
+    def post(self, tensor):
+        """Begin to bring the first number of an int32 tensor to the host, in the order of the device's work; a ticket
+        for `collect`. At most eight may be out at once."""
+        copy = self._tvm.runtime.empty(tuple(tensor.shape), "int32", self.device)
+        tensor.copyto(copy)
+        return copy
+
+    def collect(self, ticket) -> int:
+        """What was posted, once it is there; work that was started later is not waited for where the driver can tell
+        them apart."""
+        return int(ticket.numpy()[0])
+
     def view(self, tensor) -> np.ndarray | None:
         """The tensor's memory as an array, where the host can see it."""
         return None

@@ -11,6 +11,7 @@ from mlcrt.kernels.records import Attention, Embed, Linear
 
 from .attention import AttentionTiles, attention, rope_append, workspace_shape
 from .common import Machine
+from .draw import draw, draw_scratch
 from .elementwise import embed, finish_scratch, finish_step, rotary_tables, softcap
 from .linear import LinearTiles, linear
 
@@ -22,6 +23,8 @@ class Tiles:
 
 
 class Library(KernelLibrary):
+    draws = True
+
     def __init__(self, tiles: Tiles, kv_dtype: str, machine: Machine):
         super().__init__(tiles, kv_dtype)
         self.machine = machine
@@ -58,6 +61,12 @@ class Library(KernelLibrary):
 
     def build_finish_step(self, vocab: int, count: int | None):
         return finish_step(vocab, count, self.machine)
+
+    def draw_scratch(self) -> list:
+        return draw_scratch()
+
+    def build_draw(self, vocab: int):
+        return draw(vocab, self.machine)
 
     def moe(self, a: dict, args: list) -> Kernel:
         raise MlcrtError("mixture-of-experts models run on the CPU target only so far; use --target cpu")

@@ -14,6 +14,7 @@ from mlcrt.targets import ProbeResult
 from mlcrt.targets.device import DeviceRuntime, load_tvm_runtime
 
 from .graph import Graph, check
+from .posts import Posts
 from .timing import EventWatch, copy_bandwidth
 
 
@@ -95,6 +96,7 @@ class CudaRuntime(DeviceRuntime):
         load_tvm_runtime(Path(tvm.__file__).parent / "lib", "cuda")
         super().__init__(tvm.cuda(index))
         self._arena, self._used = None, 0
+        self._posts: Posts | None = None
 
     def reserve(self, size: int) -> None:
         """One allocation for all: the driver rounds each up to 2 MB, which for a model's tensors is hundreds of MB."""
@@ -135,6 +137,14 @@ class CudaRuntime(DeviceRuntime):
 
     def record(self, step) -> Graph:
         return Graph(self, step)
+
+    def post(self, tensor) -> int:
+        if self._posts is None:
+            self._posts = Posts(self)
+        return self._posts.post(tensor)
+
+    def collect(self, ticket: int) -> int:
+        return self._posts.collect(ticket)
 
     def keep(self, history, index: int, token) -> None:
         destination, source = (ctypes.c_void_p(a) for a in (history.data_ptr() + 4 * index, token.data_ptr()))

@@ -119,6 +119,12 @@ class RocmRuntime(DeviceRuntime):
     def keep(self, history, index: int, token) -> None:
         self._native("copy")(history, 4 * index, token)
 
+    def post(self, tensor) -> int:
+        return self._native("post")(tensor)
+
+    def collect(self, ticket: int) -> int:
+        return self._native("collect")(self.device.index, ticket)
+
     def close(self) -> None:
         """Give memory that nothing uses any more back to the driver."""
         self._ffi.get_global_func("vm.builtin.memory_manager.clear")()

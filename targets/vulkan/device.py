@@ -157,6 +157,12 @@ class VulkanRuntime(DeviceRuntime):
         _function("mlcrt.vulkan.copy")(self.index, token.data_ptr(), history.data_ptr() + 4 * index, 4)
         _function("mlcrt.vulkan.flush")(self.index)
 
+    def post(self, tensor) -> int:
+        return _function("mlcrt.vulkan.post")(self.index, tensor.data_ptr())
+
+    def collect(self, ticket: int) -> int:
+        return _function("mlcrt.vulkan.collect")(self.index, ticket)
+
     def read(self, tensor, view=None) -> np.ndarray:
         with _clear_errors():
             return super().read(tensor, view)
