@@ -17,6 +17,8 @@ import numpy as np
 
 from mlcrt.errors import MlcrtError
 
+from .readahead import read_ahead
+
 
 def load_tvm_runtime(folder: Path, name: str, extension: str = "so") -> None:
     """TVM's device of that name ("cuda"); with the runtime library alone TVM does not look for it itself."""
@@ -111,6 +113,10 @@ class DeviceRuntime:
     def place(self, array: np.ndarray):
         """A device tensor with the array's values."""
         return self._tvm.runtime.tensor(np.ascontiguousarray(array), self.device)
+
+    def place_all(self, arrays: list[np.ndarray]) -> list:
+        """Device tensors of many arrays; those in mapped files are read while others are copied."""
+        return [self.place(array) for array in read_ahead(arrays)]
 
     def bundle(self, tensors: list):
         """Tensors as the one argument that library functions take."""

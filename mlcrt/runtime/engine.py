@@ -88,13 +88,13 @@ class LoadedModel:
                 " make the folder again with mlcrt compile"
             )
         schemes = opened.manifest["schemes"]
-        placed = []
+        ordered = []
         for name in self._entry["parameters"]:
             array, scheme = arrays[name], schemes.get(name.rpartition(".")[0])
             if scheme is not None and SCHEMES[scheme].layout == "KN":
                 array = np.ascontiguousarray(np.swapaxes(array, -1, -2))
-            placed.append(self._runtime.place(array))
-        return placed
+            ordered.append(array)
+        return self._runtime.place_all(ordered)
 
     def _cache_shapes(self, blocks: int) -> list[tuple[int, ...]]:
         c, block = self.config, self._entry["kv_block"]
