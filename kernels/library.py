@@ -38,13 +38,20 @@ class KernelLibrary:
     kv_block: positions in a block of the KV cache; kv_shapes: the shapes of a layer's cache; kv_layout: a name for the
     order of a block, which saved sessions depend on; chunk: most tokens of one
     prefill call, enough to amortise dequantisation and few enough for the activations to stay in the cache;
+<<<<<<< HEAD
     score_chunk: the same where the logits of every position are kept; batch: most sequences of one batched step, 0 if
     the family has no kernels for paged caches; skipped_passes: of TVM's own pipeline; fuses_experts: whether the routed
     MLP takes the norm in front of it and the residual behind it.
+=======
+    score_chunk: the same where the logits of every position are kept; draws: whether the family has a kernel that draws
+    tokens at random; batch: most sequences of one batched step, 0 if
+    the family has no kernels for paged caches; skipped_passes: of TVM's own pipeline.
+>>>>>>> 806132245175c1f270a1a01e10f93ea2b48c4b7b
     """
 
     chunk = 128
     score_chunk = 128
+    draws = False
     batch = 0
     skipped_passes: tuple[str, ...] = ()
     fuses_experts = False
@@ -113,6 +120,11 @@ class KernelLibrary:
         build = lambda: self.build_finish_step(*key)  # noqa: E731
         return Kernel("finish_step", ("finish_step", *key), build, args, inplace, self.finish_scratch())
 
+    def draw(self, a: dict, args: list) -> Kernel:
+        vocab = int(args[0].ty.shape[1])
+        build, inplace = lambda: self.build_draw(vocab), [2, 3, 4]
+        return Kernel("draw", ("draw", vocab), build, args, inplace, self.draw_scratch())
+
     def choose(self, a: dict, args: list) -> Kernel:
         vocab = int(args[0].ty.shape[1])
         return Kernel("choose", ("choose", vocab), lambda: self.build_choose(vocab), args, [0, -1, -1])
@@ -135,6 +147,10 @@ class KernelLibrary:
 
     def finish_scratch(self) -> list:
         """Shapes of float32 workspaces that the finish_step kernel takes last."""
+        return []
+
+    def draw_scratch(self) -> list:
+        """Workspaces that the draw kernel takes last."""
         return []
 
     def attention_scratch(self, op: Attention, n) -> list:

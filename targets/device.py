@@ -6,11 +6,27 @@ copying without the host, saying how much memory is free.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+from mlcrt.errors import MlcrtError
+
+from .readahead import read_ahead
+
+
+def load_tvm_runtime(folder: Path, name: str, extension: str = "so") -> None:
+    """TVM's device of that name ("cuda"); with the runtime library alone TVM does not look for it itself."""
+    try:
+        for part in ("extra", name):
+            ctypes.CDLL(str(folder / f"libtvm_runtime_{part}.{extension}"), mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise MlcrtError(f"TVM's {name} runtime cannot be loaded ({error}); install apache-tvm again") from None
 
 
 class Stopwatch:
@@ -31,10 +47,33 @@ class Stopwatch:
         return time.perf_counter() - self._start
 
 
+class Replayed:
+    """Calling it runs `step`: the first time as it is (which also sizes the memory pools), then as it was recorded.
+
+    The step must read and write buffers that keep their address and must not wait for the device.
+    """
+
+    def __init__(self, runtime: DeviceRuntime, step: Callable[[], None]):
+        self.runtime, self.step = runtime, step
+        self.warm = False
+        self.replay: Callable[[], None] | None = None  # what the runtime recorded, once it has
+
+    def __call__(self) -> None:
+        with self.runtime.errors():
+            if not self.warm:
+                self.step()
+                self.warm = True
+                return
+            if self.replay is None:
+                self.replay = self.runtime.record(self.step)
+            self.replay()
+
+
 class DeviceRuntime:
     """Tensors in device memory; reading copies to the host. `device` is a tvm device, such as tvm.cuda(0)."""
 
     bandwidth_method = ""  # how read_bandwidth measures, in words
+    records = False  # whether the driver can record what a step does and replay it
 
     def __init__(self, device):
         import tvm
@@ -75,21 +114,55 @@ class DeviceRuntime:
         """A device tensor with the array's values."""
         return self._tvm.runtime.tensor(np.ascontiguousarray(array), self.device)
 
+    def place_all(self, arrays: list[np.ndarray]) -> list:
+        """Device tensors of many arrays; those in mapped files are read while others are copied."""
+        return [self.place(array) for array in read_ahead(arrays)]
+
     def bundle(self, tensors: list):
         """Tensors as the one argument that library functions take."""
         return self._ffi.convert(tensors)
 
-    def step(self, function, state, params) -> Callable[[], None]:
-        """The decode step as a call without arguments. It reads and writes buffers that keep their address."""
-        return lambda: function(state, params)
+    def errors(self) -> contextlib.AbstractContextManager:
+        """Within it, what the driver complains of is an MlcrtError of one sentence."""
+        return contextlib.nullcontext()
 
-    def run_steps(self, step: Callable[[], None], count: int, token, view) -> list[int]:
-        """Run `count` steps; the token each one chose."""
-        tokens = []
-        for _ in range(count):
-            step()
-            tokens.append(int(self.read(token, view)[0]))
-        return tokens
+    def record(self, step: Callable[[], None]) -> Callable[[], None]:
+        """What replays in one go the work that `step` starts on the device; for drivers that can (`records`)."""
+        raise NotImplementedError
+
+    def step(self, function, state, params) -> Callable[[], None]:
+        """The decode step as a call without arguments, replayed where the driver can unless MLCRT_GRAPH=0."""
+        return self.replayed(lambda: function(state, params))
+
+    def replayed(self, step: Callable[[], None]) -> Callable[[], None]:
+        """`step`, which reads and writes buffers that keep their address, recorded unless MLCRT_GRAPH=0."""
+        records = self.records and os.environ.get("MLCRT_GRAPH") != "0"
+        return Replayed(self, step) if records else step
+
+    def run_steps(self, step: Callable[[], None], count: int, token) -> list[int]:
+        """Run `count` steps; the token each one chose, kept on the device until the end."""
+        with self.errors():
+            history = self._tvm.runtime.empty((count,), "int32", self.device)
+            for i in range(count):
+                step()
+                self.keep(history, i, token)
+            return [int(t) for t in history.numpy()]
+
+    def keep(self, history, index: int, token) -> None:
+        """history[index] = token[0], both int32 on the device, in the order of its work and without waiting."""
+        token.copyto(history._create_view((1,), "int32", 4 * index))
+
+    def post(self, tensor):
+        """Begin to bring the first number of an int32 tensor to the host, in the order of the device's work; a ticket
+        for `collect`. At most eight may be out at once."""
+        copy = self._tvm.runtime.empty(tuple(tensor.shape), "int32", self.device)
+        tensor.copyto(copy)
+        return copy
+
+    def collect(self, ticket) -> int:
+        """What was posted, once it is there; work that was started later is not waited for where the driver can tell
+        them apart."""
+        return int(ticket.numpy()[0])
 
     def view(self, tensor) -> np.ndarray | None:
         """The tensor's memory as an array, where the host can see it."""

@@ -205,6 +205,7 @@ def compile_target(
             "kv_layout": library.kv_layout,
             "workspace_bytes": workspace,
             "batch": library.batch,
+            "draws": library.draws,
         }
         if check:
             phase("check")

@@ -14,6 +14,7 @@ kernels/arguments.py).
     attention(q, k_cache, v_cache, places…; …)                         → [n, heads*head_dim]
     softcap(x; cap)                                                    → like x
     finish_step(logits, [tokens], out, token, position)                → (out, token, position), all in place
+    draw(logits, settings, kept, outcome, token)                       → (kept, outcome, token), all in place
     choose(logits, masks, mask, bias_starts, bias_tokens, biases)      → (logits in place, tokens [rows], best [rows])
     moe(x, router_logits, gate_up parts…, down parts…, [norm], [residual]; …) → [n, hidden]
 """
@@ -67,6 +68,7 @@ _INFER = {
     "attention": lambda call, _: call.args[0].ty,
     "softcap": lambda call, _: call.args[0].ty,
     "finish_step": lambda call, _: relax.TupleType([a.ty for a in call.args[-3:]]),
+    "draw": lambda call, _: relax.TupleType([a.ty for a in call.args[-3:]]),
     "choose": _infer_choose,
     "moe": lambda call, _: call.args[0].ty,
 }

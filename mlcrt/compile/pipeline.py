@@ -70,7 +70,9 @@ def compile_decoder(
 ):
     """(tvm executable, [(parameter name, shape, dtype)] in calling order, planned workspace in bytes)."""
     workspace = 0
-    mod, params = build_module(config, scheme_of, library.kv_shapes, library.kv_dtype, bool(library.batch))
+    mod, params = build_module(
+        config, scheme_of, library.kv_shapes, library.kv_dtype, bool(library.batch), library.draws
+    )
     skipped = list(library.skipped_passes)
     with target, tvm.transform.PassContext(opt_level=3, disabled_pass=skipped):
         _dump(dump, 0, "export", mod)

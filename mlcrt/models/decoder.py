@@ -200,6 +200,10 @@ class Decoder(nn.Module):
     def decode(self, state) -> tuple:
         return emit("finish_step", [self.logits(self.hidden(state[0], state)), state[2], state[0], state[1]])
 
+    def draw(self, state, drawing) -> tuple:
+        """Another token in the place of the best one, after decode or prefill."""
+        return emit("draw", [state[2], *drawing, state[0]])
+
     def score(self, tokens: nn.Tensor, state) -> nn.Tensor:
         return self.logits(self.hidden(tokens, state))
 
@@ -231,11 +235,14 @@ def _last_row(x: te.Tensor) -> te.Tensor:
     return te.compute((1, x.shape[1]), lambda _, j: x[x.shape[0] - 1, j], name="last_row")
 
 
-def build_module(config: DecoderConfig, scheme_of, kv_shapes, kv_dtype: str, batched: bool = False):
+def build_module(
+    config: DecoderConfig, scheme_of, kv_shapes, kv_dtype: str, batched: bool = False, draws: bool = False
+):
     """Export the decoder: (IRModule with its entry points; ordered [(parameter name, nn.Parameter)]).
 
     kv_shapes(kv_heads, head_dim, blocks) gives the target's layout of one layer's cache; `blocks` stays symbolic, so
-    the context length is chosen when the library is loaded. `batched`: with the entry points for paged caches.
+    the context length is chosen when the library is loaded. `batched`: with the entry points for paged caches;
+    `draws`: with that which draws tokens at random (see kernels/simt/draw.py for its state).
     """
     decoder = Decoder(config, scheme_of)
     k_shape, v_shape = kv_shapes(config.kv_heads, config.head_dim, "blocks")
@@ -249,6 +256,9 @@ def build_module(config: DecoderConfig, scheme_of, kv_shapes, kv_dtype: str, bat
         "score": {"tokens": tokens, "state": state, "$": mode},
         "hidden": {"tokens": tokens, "state": state, "$": mode},
     }
+    if draws:
+        drawing = (nn.spec.Tensor([8], "int32"), fixed[2], nn.spec.Tensor([2], "int32"))
+        spec["draw"] = {"state": state, "drawing": drawing, "$": mode}
     if batched:
         spec |= {name: {**arguments, "$": mode} for name, arguments in _batch_spec(config, cache).items()}
     module, params = decoder.export_tvm(spec=spec)

@@ -18,7 +18,9 @@ from mlcrt.quant.scheme import SCHEMES
 from mlcrt.select import pick
 from mlcrt.targets import all_targets
 
+from .drawing import Drawing, on_device
 from .memory import plan_memory
+from .sampler import Sampler
 from .session import read_session, write_session
 
 _TOKEN, _POSITION, _LOGITS, _CACHE = 0, 1, 2, 3  # places in the state tuple, see models/decoder.py
@@ -65,8 +67,8 @@ class LoadedModel:
         except Exception as error:
             reason = (str(error).strip().splitlines() or ["unknown reason"])[-1]
             raise MlcrtError(f"{path} cannot be loaded ({reason}); compile it again with mlcrt compile") from None
-        count = len(self._entry["parameters"]) + 2 * self.config.layers + 3
-        runtime.reserve(plan.weights + plan.kv + 4 * self.config.vocab + 256 * count)
+        count = len(self._entry["parameters"]) + 2 * self.config.layers + 6
+        runtime.reserve(plan.weights + plan.kv + 8 * self.config.vocab + 256 * count)
         self._params = runtime.bundle(self._read_params(opened))
         self._allocate(library)
         runtime.reserve(0)
@@ -86,13 +88,13 @@ class LoadedModel:
                 " make the folder again with mlcrt compile"
             )
         schemes = opened.manifest["schemes"]
-        placed = []
+        ordered = []
         for name in self._entry["parameters"]:
             array, scheme = arrays[name], schemes.get(name.rpartition(".")[0])
             if scheme is not None and SCHEMES[scheme].layout == "KN":
                 array = np.ascontiguousarray(np.swapaxes(array, -1, -2))
-            placed.append(self._runtime.place(array))
-        return placed
+            ordered.append(array)
+        return self._runtime.place_all(ordered)
 
     def _cache_shapes(self, blocks: int) -> list[tuple[int, ...]]:
         c, block = self.config, self._entry["kv_block"]
@@ -142,7 +144,28 @@ class Engine(LoadedModel):
         self._logits = runtime.view(self._state[_LOGITS])
         self._prefill, self._score = library["prefill"], library["score"]
         self._decode = runtime.step(library["decode"], self._state_bundle, self._params)
+        self._drawing, self._draw = [], None
+        if self._entry.get("draws"):
+            self._allocate_drawing(library)
         self.tokens: list[int] = []
+
+    def _allocate_drawing(self, library) -> None:
+        """Settings, logits drawn from, and outcome: see kernels/simt/draw.py."""
+        runtime, decode, draw = self._runtime, library["decode"], library["draw"]
+        arrays = [np.zeros(8, np.int32), np.zeros((1, self.config.vocab), np.float32), np.zeros(2, np.int32)]
+        self._drawing = [runtime.place(a) for a in arrays]
+        state, params, drawing = self._state_bundle, self._params, runtime.bundle(self._drawing)
+
+        def step() -> None:
+            decode(state, params)
+            draw(state, drawing, params)
+
+        self._draw = runtime.replayed(step)
+
+    def drawing(self, sampler: Sampler) -> Drawing | None:
+        """What draws on the device the tokens that `sampler` would draw from the logits; None: that has to do it."""
+        self._check_open()
+        return Drawing(self, sampler) if self._draw is not None and on_device(sampler) else None
 
     def prefill(self, tokens: Sequence[int]) -> np.ndarray:
         """Append tokens (at least one); float32 logits [vocab] after the last, valid until the next call."""
@@ -182,7 +205,7 @@ class Engine(LoadedModel):
         self._admit([0] * count)
         history = [self.greedy_token]
         self._begin()
-        history += self._runtime.run_steps(self._decode, count, self._state[_TOKEN], self._token)
+        history += self._runtime.run_steps(self._decode, count, self._state[_TOKEN])
         self.tokens += history[:-1]
         return history
 
@@ -227,6 +250,7 @@ class Engine(LoadedModel):
         self._state, self._state_bundle, self._params = [], None, None
         self._prefill = self._decode = self._score = None
         self._token = self._position = self._logits = None
+        self._drawing, self._draw = [], None
         self._runtime.close()
 
     def _identity(self) -> dict[str, str]:

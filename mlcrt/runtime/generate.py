@@ -93,15 +93,15 @@ class Generation:
         self._matcher = StopMatcher([text for text in params.stop if text not in special])
         self._detokenizer = Detokenizer(tokenizer.table, continuation=continuation)
         self._sampler = Sampler(params, engine.config.vocab, self.prompt)
+        draws = getattr(engine, "drawing", None)  # the device's own choice of tokens, where there is such a thing
+        self._drawing = draws(self._sampler) if draws else None
 
     def __iter__(self) -> Iterator[Event]:
-        logits = self._prime(self.prompt)
+        token, logprob = self._choose(self._prime(self.prompt))
         while True:
             start = time.perf_counter()
-            token = self._sampler.sample(logits)
-            logprob = None if self.params.logprobs is None else self._sampler.logprob(logits, token)
             text = self._take(token)
-            sampling = time.perf_counter() - start
+            taking = time.perf_counter() - start
             shorter = None
             if self.finish_reason is None and self._full():
                 shorter = self._shorter()
@@ -117,11 +117,22 @@ class Generation:
                 return
             if shorter is not None:
                 self.usage.shifts += 1
-                logits = self._prime(shorter)
+                token, logprob = self._choose(self._prime(shorter))
                 continue
             start = time.perf_counter()
-            logits = self._guarded(self._engine.decode, token)
-            self.usage.decode_seconds.append(sampling + time.perf_counter() - start)
+            token, logprob = self._guarded(self._next, token)
+            self.usage.decode_seconds.append(taking + time.perf_counter() - start)
+
+    def _choose(self, logits: np.ndarray) -> tuple[int, TokenLogprob | None]:
+        token = self._sampler.sample(logits)
+        return token, None if self.params.logprobs is None else self._sampler.logprob(logits, token)
+
+    def _next(self, token: int) -> tuple[int, TokenLogprob | None]:
+        """Run the model on `token`; the one after it."""
+        if self._drawing is None:
+            return self._choose(self._engine.decode(token))
+        last = self.params.max_tokens is not None and len(self.generated) + 1 >= self.params.max_tokens
+        return self._drawing.after(token, last), None
 
     def _take(self, token: int) -> str:
         """Account for a sampled token; returns its text and sets `finish_reason` when it ends the answer."""
@@ -161,7 +172,7 @@ class Generation:
             self.usage.reused_tokens = reused
         return logits
 
-    def _guarded(self, call: Callable, argument: Any) -> np.ndarray:
+    def _guarded(self, call: Callable, argument: Any) -> Any:
         """Run an engine call; if it is broken off, forget the tokens it may have left half done."""
         before = len(self._engine.tokens)
         try:

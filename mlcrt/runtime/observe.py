@@ -87,16 +87,19 @@ class Observer:
         self._library[name](*arguments)
         return self._calls
 
-    def _timed(self, call: Callable[[], Any]) -> tuple[float, Any]:
-        self._watch.start()
-        result = call()
-        return self._watch.stop(), result
+    def _timed(self, call: Callable[[], Any], what: str = "an empty call") -> tuple[float, Any]:
+        try:
+            self._watch.start()
+            result = call()
+            return self._watch.stop(), result
+        except MlcrtError as error:
+            raise MlcrtError(f"{what} cannot be timed ({error}); leave out --profile") from None
 
     def _instrument(self, function, symbol: str, before: bool, _result, *arguments) -> int:
         """Run a kernel here, in the VM's place, so that nothing but the kernel is within the measured time."""
         if not before or symbol.startswith("vm.builtin.") or not isinstance(function, self._runtime._ffi.Function):
             return _CONTINUE
-        seconds, _ = self._timed(lambda: function(*arguments))
+        seconds, _ = self._timed(lambda: function(*arguments), symbol)
         tensors = tuple(self._describe(a) for a in arguments if hasattr(a, "data_ptr"))
         self._calls.append(Call(symbol, seconds, tensors))
         return _SKIP

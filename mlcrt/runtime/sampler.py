@@ -2,13 +2,18 @@
 
 Order: repetition penalty, frequency and presence penalties, logit bias, temperature, top-k, top-p, min-p, draw: the
 order of Hugging Face's logits processors and warpers (llama.cpp by default applies temperature after the filters).
-Every filter keeps "all tokens at least this likely", so tokens tied with the last kept one are kept too, and the
-vocabulary is never sorted, however flat the distribution.
+Every filter keeps "all tokens at least this likely", so tokens tied with the last kept one are kept too.
+
+A token takes one random number u, a function of the seed and of how many tokens were drawn before: tokens are ranked by
+logit (of equals the smaller id first), and the one drawn is where the running sum of the kept ones' probabilities
+passes u. GPUs do the same (kernels/simt/draw.py), so that they choose the same token from the same logits. Only as
+much of the vocabulary is ranked as the cut and u ask for.
 """
 
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -16,10 +21,10 @@ import numpy as np
 
 from mlcrt.errors import MlcrtError, UsageError
 from mlcrt.runtime.sampling import SamplingParams
+from mlcrt.runtime.threefry import uniform
 
-_BLOCK = 1024
-_REACH = 16.0  # tokens less likely than the best by more than this power of e are left out of most draws
-_LEAST = math.exp(-_REACH)
+# Tokens this likely, as a share of the best one's probability, are ranked first; if that does not decide, the next.
+_LEVELS = (2.0**-4, 2.0**-7, 2.0**-10, 2.0**-13, 2.0**-16, 0.0)
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,10 @@ class Sampler:
     def __init__(self, params: SamplingParams, vocab: int, prompt: Iterable[int] = ()):
         self.params = params
         self.vocab = vocab
-        self._rng = np.random.default_rng(params.seed) if params.temperature > 0 else None
-        self._arrays: np.ndarray | None = None
+        self.seed = secrets.randbits(64) if params.seed is None else params.seed
+        self.drawn = 0  # tokens so far: the counter of the random numbers
+        # Fresh arrays of this size cost more in page faults than the arithmetic on them.
+        self._logits, self._likely = np.empty((2, vocab), np.float32)
         self._bias_ids = np.fromiter(params.logit_bias, np.int64, len(params.logit_bias))
         self._bias = np.fromiter(params.logit_bias.values(), np.float32, len(params.logit_bias))
         largest = max(params.logit_bias, default=0)
@@ -78,7 +85,7 @@ class Sampler:
         if self._seen is None and self._answer is None and not self._bias.size:
             return logits
         params = self.params
-        source, logits = logits, self._scratch(0)  # the engine owns its array
+        source, logits = logits, self._logits  # the engine owns its array
         logits[:] = source
         if self._seen is not None:
             ids = self._seen.ids
@@ -100,57 +107,63 @@ class Sampler:
                 f"The model returned {top} as a logit: its weights are damaged or its numbers overflow; "
                 "convert it again, or use q0f32 to rule out overflow."
             )
-        if self._rng is None:
+        if self.params.temperature == 0:
             return best
-        draws = _Draws(self._rng)
-        temperature = np.float32(max(self.params.temperature, 1e-30))
-        ids = np.flatnonzero(logits >= top - temperature * np.float32(_REACH))
-        if max(self.params.top_k, 1) <= ids.size <= self.vocab // 2:
-            pick = self._draw(_relative(logits[ids], top, temperature), draws, (self.vocab - ids.size) * _LEAST)
-            if pick is not None:
-                return int(ids[pick])
-        return self._draw(_relative(logits, top, temperature, self._scratch(1)), draws.again())
+        self.drawn += 1
+        return self._draw(logits, top, uniform(self.seed, self.drawn - 1))
 
-    def _draw(self, likely: np.ndarray, draws: _Draws, lost: float = 0.0) -> int | None:
-        """An index with probability proportional to `likely` [n] among those that top-k, top-p and min-p keep.
+    def _draw(self, logits: np.ndarray, top: np.float32, draw: float) -> int:
+        """The token for `draw`, uniform in [0, 1), from logits [vocab] whose largest is `top`."""
+        likely = self._weights(logits, top, self._likely)
+        total = float(likely.sum(dtype=np.float64))
+        enough = total * (self.params.top_p if self.params.top_p < 1.0 else draw)
+        for level in _LEVELS:
+            keep = likely >= np.float32(level)
+            if level and not self.params.top_k and float((likely * keep).sum(dtype=np.float64)) < enough:
+                continue  # not worth ranking: neither the cut of top-p nor the draw is in it
+            rising = np.sort(logits if keep.all() else logits[keep])
+            place = self._place(rising, total, top, draw)
+            if place is not None:
+                value = rising[-1 - place]
+                return int(np.flatnonzero(logits == value)[place - _at_least(rising, value, False)])
+        raise AssertionError("the last level has every token")
 
-        Top-p is decided per candidate: it is in the smallest set holding `top_p` exactly if the tokens more likely than
-        it hold less than `top_p`. A refused candidate takes all the less likely ones with it, and another is drawn.
+    def _place(self, rising: np.ndarray, total: float, top: np.float32, draw: float) -> int | None:
+        """The rank that is drawn; None if these logits, the largest of all, do not decide it. `rising` is sorted,
+        `total` the weight of the whole vocabulary."""
+        params, count = self.params, rising.size
+        whole, limited = count == self.vocab, 0 < params.top_k < self.vocab
+        mass = np.cumsum(self._weights(rising, top)[::-1], dtype=np.float64)
+        end, most = count, total  # of the kept ranks; the weight that top_p is a share of
 
-        Where `likely` leaves out tokens under _LEAST, which together have at most `lost`, the result is None if it
-        could depend on them, and otherwise the same as with them.
-        """
-        params, ids = self.params, None
-        if 0 < params.top_k <= likely.size and (lost or params.top_k < likely.size):
-            cut = np.partition(likely, likely.size - params.top_k)[likely.size - params.top_k]
-            ids, lost = np.flatnonzero(likely >= cut), 0.0
-            likely = likely[ids]
-        need = params.top_p * float(likely.sum(dtype=np.float64))
-        low = np.float32(params.min_p)
-        while True:
-            pick = _draw_index(
-                self._at_least(likely, low) if low > 0 else likely, draws.next(), lost if low < _LEAST else 0.0
-            )
-            if pick is None:
+        def behind(rank: int) -> int:
+            """The first rank from `rank` > 0 on whose logit is less than that of the rank before."""
+            return _at_least(rising, rising[-rank]) if rank <= count else count
+
+        if limited:
+            end = behind(params.top_k)
+            if end == count and not whole:
                 return None
-            if params.top_p < 1.0:
-                low = np.nextafter(likely[pick], np.float32(np.inf))
-                above = float(self._at_least(likely, low).sum(dtype=np.float64))
-                if above >= need + params.top_p * lost:
-                    continue
-                if above >= need:
-                    return None
-            return int(pick if ids is None else ids[pick])
+            most = float(mass[end - 1])
+        if params.top_p < 1.0:
+            end = min(end, behind(int(np.searchsorted(mass, params.top_p * most)) + 1))
+        if params.min_p > 0.0:
+            end = min(end, int(np.count_nonzero(rising - top >= least_logit(params))))
+        filtered = limited or params.top_p < 1.0 or params.min_p > 0.0
+        if end == count and filtered and not whole:
+            return None
+        kept = float(mass[end - 1]) if filtered or whole else total
+        place = int(np.searchsorted(mass, draw * kept, side="right"))
+        if place < end:
+            return place
+        return int(np.searchsorted(mass, mass[end - 1])) if filtered or whole else None  # the last that is not zero
 
-    def _at_least(self, weights: np.ndarray, low: np.float32) -> np.ndarray:
-        """`weights` with those under `low` set to zero (no branch per element, unlike selecting them)."""
-        return np.multiply(weights, weights >= low, out=self._scratch(2)[: weights.size])
-
-    def _scratch(self, which: int) -> np.ndarray:
-        """One of three float32 arrays [vocab]: fresh ones cost more in page faults than the arithmetic on them."""
-        if self._arrays is None:
-            self._arrays = np.empty((3, self.vocab), np.float32)
-        return self._arrays[which]
+    def _weights(self, logits: np.ndarray, top: np.float32, out: np.ndarray | None = None) -> np.ndarray:
+        """Probabilities as shares of the best token's."""
+        with np.errstate(over="ignore", under="ignore"):
+            weights = np.subtract(logits, top, out=out)
+            weights /= np.float32(max(self.params.temperature, 1e-30))
+            return np.exp(weights, out=weights)
 
 
 class _TokenSet:
@@ -186,54 +199,13 @@ def logprob(logits: np.ndarray, token: int, top: int = 0) -> TokenLogprob:
     return TokenLogprob(token, float(logits[token]) - norm, best)
 
 
-class _Draws:
-    """Uniform numbers in [0, 1), which can be given out again in the same order."""
-
-    def __init__(self, rng: np.random.Generator):
-        self._rng, self._given, self._at = rng, [], 0
-
-    def next(self) -> float:
-        if self._at == len(self._given):
-            self._given.append(self._rng.random())
-        self._at += 1
-        return self._given[self._at - 1]
-
-    def again(self) -> _Draws:
-        self._at = 0
-        return self
+def _at_least(rising: np.ndarray, value: np.float32, equal: bool = True) -> int:
+    """How many are at least `value`, or above it."""
+    return rising.size - int(np.searchsorted(rising, value, side="left" if equal else "right"))
 
 
-def _relative(logits: np.ndarray, top: np.float32, temperature: np.float32, out: np.ndarray | None = None):
-    """exp((logits - top) / temperature): probabilities relative to the best token's."""
-    with np.errstate(over="ignore", under="ignore"):
-        likely = np.subtract(logits, top, out=out)
-        likely /= temperature
-        return np.exp(likely, out=likely)
-
-
-def _draw_index(weights: np.ndarray, draw: float, lost: float = 0.0) -> int | None:
-    """Index with probability weights/sum, for `draw` uniform in [0, 1). A weight of zero is never drawn.
-
-    First a block, then an index in it, so that the running sum stays short. None if up to `lost` of further weight, at
-    any places between, could lead to another one.
-    """
-    if lost:
-        mass = np.cumsum(weights, dtype=np.float64)
-        at = draw * mass[-1]
-        index = int(np.searchsorted(mass, at, side="right"))
-        before = mass[index - 1] if index else 0.0
-        sure = index < mass.size and before + lost <= at and at + draw * lost < mass[index]
-        return index if sure else None
-    starts = np.arange(0, weights.size, _BLOCK)
-    block, inside = _invert(np.add.reduceat(weights, starts, dtype=np.float64), draw)
-    start = int(starts[block])
-    return start + _invert(weights[start : start + _BLOCK], inside)[0]
-
-
-def _invert(weights: np.ndarray, draw: float) -> tuple[int, float]:
-    """The index whose share of the running sum covers `draw`, and where in that share it falls, in [0, 1)."""
-    mass = np.cumsum(weights, dtype=np.float64)
-    last = int(np.searchsorted(mass, mass[-1]))  # the last weight that is not zero
-    index = min(int(np.searchsorted(mass, draw * mass[-1], side="right")), last)
-    before = float(mass[index - 1]) if index else 0.0
-    return index, min(max((draw * float(mass[-1]) - before) / (float(mass[index]) - before), 0.0), 1.0)
+def least_logit(params: SamplingParams) -> np.float32:
+    """The least logit that min_p keeps, relative to the best one."""
+    if params.min_p == 0.0:
+        return np.float32(-np.inf)
+    return np.float32(params.temperature * math.log(params.min_p))

@@ -62,6 +62,10 @@ class CpuRuntime(DeviceRuntime):
             array = _aligned_copy(array)
         return self._tvm.runtime.from_dlpack(array)
 
+    def place_all(self, arrays: list[np.ndarray]) -> list:
+        """As `place`: what is mapped is read when it is used."""
+        return [self.place(array) for array in arrays]
+
     def view(self, tensor) -> np.ndarray:
         """The tensor's memory as a numpy array."""
         return np.from_dlpack(tensor)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import sys
 from pathlib import Path
 
@@ -12,9 +11,10 @@ import numpy as np
 
 from mlcrt.errors import MlcrtError
 from mlcrt.targets import ProbeResult
-from mlcrt.targets.device import DeviceRuntime
+from mlcrt.targets.device import DeviceRuntime, load_tvm_runtime
 
 from .graph import Graph, check
+from .posts import Posts
 from .timing import EventWatch, copy_bandwidth
 
 
@@ -57,16 +57,8 @@ def _load_cudart() -> ctypes.CDLL:
     raise MlcrtError("running on cuda needs libcudart.so.13, and it is not here; pip install 'mlcrt[cuda]'")
 
 
-def _load_tvm_runtime(folder: Path) -> None:
-    """TVM's CUDA device; with the runtime library alone TVM does not look for it itself."""
-    try:
-        for name in ("libtvm_runtime_extra.so", "libtvm_runtime_cuda.so"):
-            ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL)
-    except OSError as error:
-        raise MlcrtError(f"TVM's CUDA runtime cannot be loaded ({error}); install apache-tvm again") from None
-
-
 _DATA, _BYTE_OFFSET = 0, 40  # of DLTensor's fields, see dlpack.h
+_DEVICE_TO_DEVICE = 3  # cudaMemcpyDeviceToDevice
 
 
 class _Moved:
@@ -95,14 +87,16 @@ class CudaRuntime(DeviceRuntime):
     """A CUDA device: the step is a graph, and tokens stay on the device until they are asked for."""
 
     bandwidth_method = "a copy of 1 GiB on the device, bytes read and written"
+    records = True
 
     def __init__(self, index: int = 0):
         self.cudart = _load_cudart()
         import tvm
 
-        _load_tvm_runtime(Path(tvm.__file__).parent / "lib")
+        load_tvm_runtime(Path(tvm.__file__).parent / "lib", "cuda")
         super().__init__(tvm.cuda(index))
         self._arena, self._used = None, 0
+        self._posts: Posts | None = None
 
     def reserve(self, size: int) -> None:
         """One allocation for all: the driver rounds each up to 2 MB, which for a model's tensors is hundreds of MB."""
@@ -119,13 +113,18 @@ class CudaRuntime(DeviceRuntime):
         return tensor
 
     def available_bytes(self) -> int | None:
-        free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        return None if self.cudart.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)) else free.value
+        free, _ = self._memory()
+        return free
 
     def used_bytes(self) -> int | None:
+        free, total = self._memory()
+        return None if free is None else total - free
+
+    def _memory(self) -> tuple[int | None, int]:
+        """(free, total) bytes of the device; None and 0 where the driver does not tell."""
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
         failed = self.cudart.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total))
-        return None if failed else total.value - free.value
+        return (None, 0) if failed else (free.value, total.value)
 
     def read_bandwidth(self) -> float | None:
         return copy_bandwidth(self)
@@ -134,33 +133,24 @@ class CudaRuntime(DeviceRuntime):
         return EventWatch(self)
 
     def launches(self, step) -> int | None:
-        return getattr(step, "nodes", None)
+        return getattr(getattr(step, "replay", None), "nodes", None)
 
-    def step(self, function, state, params):
-        """The decode step as a call without arguments: one graph launch unless MLCRT_GRAPH=0."""
-        if os.environ.get("MLCRT_GRAPH") == "0":
-            return super().step(function, state, params)
-        return Graph(self, super().step(function, state, params))
+    def record(self, step) -> Graph:
+        return Graph(self, step)
 
-    def run_steps(self, step, count: int, token, view) -> list[int]:
-        """Run `count` steps; the token each one chose, kept on the device until the end."""
-        history = self._tvm.runtime.empty((count,), "int32", self.device)
-        for i in range(count):
-            step()
-            self.copy_int(history, i, token)
-        return [int(t) for t in history.numpy()]
+    def post(self, tensor) -> int:
+        if self._posts is None:
+            self._posts = Posts(self)
+        return self._posts.post(tensor)
 
-    def copy_int(self, destination, index: int, source) -> None:
-        """destination[index] = source[0] on the device, in stream order."""
-        address = _address(destination) + 4 * index
+    def collect(self, ticket: int) -> int:
+        return self._posts.collect(ticket)
+
+    def keep(self, history, index: int, token) -> None:
+        destination, source = (ctypes.c_void_p(a) for a in (history.data_ptr() + 4 * index, token.data_ptr()))
         stream = ctypes.c_void_p(self._ffi.get_raw_stream(self.device))
-        arguments = (ctypes.c_void_p(address), ctypes.c_void_p(_address(source)), ctypes.c_size_t(4))
-        check(self.cudart, self.cudart.cudaMemcpyAsync(*arguments, ctypes.c_int(3), stream))
-
-
-def _address(tensor) -> int:
-    """Device address of a tensor's first element, read from its DLTensor."""
-    return tensor.data_ptr()
+        kind = ctypes.c_int(_DEVICE_TO_DEVICE)
+        check(self.cudart, self.cudart.cudaMemcpyAsync(destination, source, ctypes.c_size_t(4), kind, stream))
 
 
 def runtime(index: int = 0) -> CudaRuntime:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mlcrt.errors import MlcrtError
 from mlcrt.targets import ProbeResult, host_machine
-from mlcrt.targets.device import DeviceRuntime
+from mlcrt.targets.device import DeviceRuntime, load_tvm_runtime
 
 from .architecture import MACOS
 
@@ -52,29 +52,12 @@ class MetalRuntime(DeviceRuntime):
             raise MlcrtError(f"{reason}; choose another --device")
         import tvm
 
-        _load_tvm_runtime(Path(tvm.__file__).parent / "lib")
+        load_tvm_runtime(Path(tvm.__file__).parent / "lib", "metal", "dylib")
         super().__init__(tvm.metal(index))
 
     def available_bytes(self) -> int | None:
         """What the system recommends this process to keep on the GPU, less what it has there."""
         return working_set_left()
-
-    def run_steps(self, step, count: int, token, view) -> list[int]:
-        """Run `count` steps; the token each one chose, kept on the device until the end."""
-        chosen = [self._tvm.runtime.empty((1,), "int32", self.device) for _ in range(count)]
-        for slot in chosen:
-            step()
-            token.copyto(slot)
-        return [int(slot.numpy()[0]) for slot in chosen]
-
-
-def _load_tvm_runtime(folder: Path) -> None:
-    """TVM's Metal device; with the runtime library alone TVM does not look for it itself."""
-    try:
-        for name in ("libtvm_runtime_extra.dylib", "libtvm_runtime_metal.dylib"):
-            ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL)
-    except OSError as error:
-        raise MlcrtError(f"TVM's Metal runtime cannot be loaded ({error}); install apache-tvm again") from None
 
 
 def working_set_left() -> int | None:

@@ -72,6 +72,8 @@ class RocmRuntime(DeviceRuntime):
     """An AMD GPU through the C++ runtime in native/: the step is a graph, and tokens stay on the device until they
     are asked for. `index`: which GPU."""
 
+    records = True
+
     def __init__(self, index: int = 0):
         import tvm
         import tvm_ffi
@@ -106,48 +108,27 @@ class RocmRuntime(DeviceRuntime):
         """The library's functions: a lookup by name. The GPU's copy of its code goes when the last of them does."""
         return self._vm.VirtualMachine(self._ffi.load_module(str(library), keep_module_alive=False), self.device)
 
-    def step(self, function, state, params) -> Callable[[], None]:
-        """The decode step as a call without arguments: one graph launch unless MLCRT_GRAPH=0."""
-        step = super().step(function, state, params)
-        return step if os.environ.get("MLCRT_GRAPH") == "0" else Graph(self, step)
-
     def record(self, step: Callable[[], None]) -> Callable[[], None]:
-        """A function that replays what `step` starts on the device."""
+        """A graph of what `step` starts on the device."""
         return self._native("capture")(self.device.index, self._ffi.convert(step))
 
     def write(self, tensor, view, value: int) -> None:
         """Set an int32 tensor of one element, in the stream's order and without waiting."""
         self._native("set_int")(tensor, value)
 
-    def run_steps(self, step, count: int, token, view) -> list[int]:
-        """Run `count` steps; the token each one chose, kept on the device until the end."""
-        history, copy = self._tvm.runtime.empty((count,), "int32", self.device), self._native("copy")
-        for i in range(count):
-            step()
-            copy(history, 4 * i, token)
-        return [int(t) for t in history.numpy()]
+    def keep(self, history, index: int, token) -> None:
+        self._native("copy")(history, 4 * index, token)
+
+    def post(self, tensor) -> int:
+        return self._native("post")(tensor)
+
+    def collect(self, ticket: int) -> int:
+        return self._native("collect")(self.device.index, ticket)
 
     def close(self) -> None:
         """Give memory that nothing uses any more back to the driver."""
         self._ffi.get_global_func("vm.builtin.memory_manager.clear")()
         self._native("release")(self.device.index)
-
-
-class Graph:
-    """Calling it runs `step`: the first time as it is (which also sizes the memory pools), then as a replayed graph."""
-
-    def __init__(self, runtime: RocmRuntime, step: Callable[[], None]):
-        self.runtime, self.step = runtime, step
-        self.warm, self.replay = False, None
-
-    def __call__(self) -> None:
-        if not self.warm:
-            self.step()
-            self.warm = True
-            return
-        if self.replay is None:
-            self.replay = self.runtime.record(self.step)
-        self.replay()
 
 
 def runtime(index: int = 0) -> RocmRuntime:

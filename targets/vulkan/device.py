@@ -122,6 +122,8 @@ def _clear_errors() -> Iterator[None]:
 class VulkanRuntime(DeviceRuntime):
     """A Vulkan device: the step is recorded once and replayed, and tokens stay there until they are asked for."""
 
+    records = True
+
     def __init__(self, which: str = ""):
         import tvm
 
@@ -145,22 +147,21 @@ class VulkanRuntime(DeviceRuntime):
         with _clear_errors():
             return super().place(array)
 
-    def step(self, function, state, params) -> Callable[[], None]:
-        """The decode step as a call without arguments: one submission unless MLCRT_GRAPH=0."""
-        plain = super().step(function, state, params)
-        return plain if os.environ.get("MLCRT_GRAPH") == "0" else Recorded(self.index, plain)
+    def errors(self) -> contextlib.AbstractContextManager:
+        return _clear_errors()
 
-    def run_steps(self, step: Callable[[], None], count: int, token, view) -> list[int]:
-        """Run `count` steps; the token each one chose, kept on the device until the end."""
-        copy, flush = _function("mlcrt.vulkan.copy"), _function("mlcrt.vulkan.flush")
-        with _clear_errors():
-            history = self._tvm.runtime.empty((count,), "int32", self.device)
-            source, destination = token.data_ptr(), history.data_ptr()
-            for i in range(count):
-                step()
-                copy(self.index, source, destination + 4 * i, 4)
-                flush(self.index)
-            return [int(t) for t in history.numpy()]
+    def record(self, step: Callable[[], None]) -> Recording:
+        return Recording(self.index, step)
+
+    def keep(self, history, index: int, token) -> None:
+        _function("mlcrt.vulkan.copy")(self.index, token.data_ptr(), history.data_ptr() + 4 * index, 4)
+        _function("mlcrt.vulkan.flush")(self.index)
+
+    def post(self, tensor) -> int:
+        return _function("mlcrt.vulkan.post")(self.index, tensor.data_ptr())
+
+    def collect(self, ticket: int) -> int:
+        return _function("mlcrt.vulkan.collect")(self.index, ticket)
 
     def read(self, tensor, view=None) -> np.ndarray:
         with _clear_errors():
@@ -179,37 +180,23 @@ class VulkanRuntime(DeviceRuntime):
         return {name: (int(time), int(calls)) for name, (time, calls) in times.items()}
 
 
-class Recorded:
-    """Calling it runs `step`: the first time as it is (which also sizes the memory pools), then replayed.
-
-    The step must read and write buffers that keep their address and must not wait for the device.
-    """
+class Recording:
+    """What `step` starts on the device, recorded; calling it hands that over in one submission."""
 
     def __init__(self, index: int, step: Callable[[], None]):
-        self.index, self.step = index, step
-        self.warm, self.recording = False, None
+        self._index = index
+        _function("mlcrt.vulkan.record")(index)
+        try:
+            step()
+        finally:
+            self._number = int(_function("mlcrt.vulkan.recorded")(index))
 
     def __call__(self) -> None:
-        with _clear_errors():
-            if not self.warm:
-                self.step()
-                self.warm = True
-                return
-            if self.recording is None:
-                self._record()
-            _function("mlcrt.vulkan.replay")(self.index, self.recording)
-
-    def _record(self) -> None:
-        _function("mlcrt.vulkan.record")(self.index)
-        try:
-            self.step()
-        finally:
-            self.recording = int(_function("mlcrt.vulkan.recorded")(self.index))
+        _function("mlcrt.vulkan.replay")(self._index, self._number)
 
     def describe(self) -> dict[str, int]:
         """How many dispatches and barriers were recorded."""
-        return {} if self.recording is None else json.loads(
-            str(_function("mlcrt.vulkan.describe")(self.index, self.recording)))  # fmt: skip
+        return json.loads(str(_function("mlcrt.vulkan.describe")(self._index, self._number)))
 
 
 def runtime(index: int | str = "") -> VulkanRuntime:

@@ -5,8 +5,12 @@ All kernels are compiled together: `make` names what a test wants, `kernel` give
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 from dataclasses import replace
 
+=======
+import drawing
+>>>>>>> 806132245175c1f270a1a01e10f93ea2b48c4b7b
 import msl
 import numpy as np
 import pytest
@@ -17,6 +21,7 @@ from test_kernel_attention import reference, rotated
 from mlcrt.kernels.arguments import BLOCK
 from mlcrt.kernels.records import Attention, Embed, Linear
 from mlcrt.quant.scheme import SCHEMES
+from mlcrt.runtime.sampling import SamplingParams
 from mlcrt.targets import metal
 
 EPS, BLOCKS = 1e-5, 8
@@ -202,6 +207,18 @@ def test_finish_step(vocab, run):
             np.testing.assert_array_equal(out, logits)
             assert token[0] == logits[0].argmax()
             assert position[0] == 41 + n
+
+
+DRAWS = ((40, 7), (5003, 40))
+for vocab, _ in DRAWS:
+    make(f"draw{vocab}", lambda a=vocab: LIBRARY["float16"].build_draw(a))
+
+
+@pytest.mark.parametrize(("vocab", "top_k"), DRAWS)
+def test_draw(vocab, top_k, run):
+    row = (np.random.default_rng(vocab).standard_normal(vocab) * 4).astype(np.float32)
+    for params in (SamplingParams(seed=1), SamplingParams(seed=2, top_k=top_k, min_p=0.01)):
+        assert drawing.check(lambda *a: run(f"draw{vocab}", *a), row, params, drawn=3)
 
 
 ATTENTION = pairwise(

@@ -170,7 +170,7 @@ def test_probe_on_macs(machine, version, expected, monkeypatch):
 def test_greedy_steps_leave_their_tokens_on_the_device(monkeypatch):
     """Everything but TVM's Metal device itself, which only a Mac has: the CPU stands in for it."""
     monkeypatch.setattr(device, "probe", lambda: ProbeResult(True))
-    monkeypatch.setattr(device, "_load_tvm_runtime", lambda folder: None)
+    monkeypatch.setattr(device, "load_tvm_runtime", lambda *which: None)
     monkeypatch.setattr(tvm, "metal", tvm.cpu)
     runtime = device.runtime()
     token = runtime.place(np.array([1], np.int32))
@@ -178,4 +178,4 @@ def test_greedy_steps_leave_their_tokens_on_the_device(monkeypatch):
     def step() -> None:
         runtime.write(token, None, 3 * int(runtime.read(token)[0]))
 
-    assert runtime.run_steps(step, 4, token, None) == [3, 9, 27, 81]
+    assert runtime.run_steps(step, 4, token) == [3, 9, 27, 81]

@@ -115,8 +115,8 @@ def main() -> None:
     engine = Engine(folder, "vulkan", max(args.contexts) + 2 * STEPS)
     print(f"{args.shape} on {engine._runtime.device.device_name}: loaded in {time.perf_counter() - started:.1f} s")
     measure(engine, args.contexts)
-    if hasattr(engine._decode, "describe"):
-        print("a step:", engine._decode.describe(), "memory:", engine._runtime.memory())
+    if hasattr(engine._decode, "replay"):
+        print("a step:", engine._decode.replay.describe(), "memory:", engine._runtime.memory())
     if args.profile:
         profile(engine, args.contexts[0])
 

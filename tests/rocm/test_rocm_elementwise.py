@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import drawing
 import numpy as np
 import pytest
 from harness import error, random_weight, unwritten
 
 from mlcrt.kernels.records import Embed
 from mlcrt.quant.scheme import SCHEMES
+from mlcrt.runtime.sampling import SamplingParams
 from mlcrt.targets.rocm import attributes, library
 from mlcrt.targets.rocm.emulate import Emulated
 from mlcrt.targets.rocm.emulator import Unwritten
@@ -67,3 +69,15 @@ def test_finish_step(vocab):
         np.testing.assert_array_equal(out, logits)
         assert token[0] == logits[0].argmax()
         assert position[0] == 41 + (count or 6)
+
+
+def test_draw():
+    """On gfx1100 in the emulator, which reports races in LDS and what is read unwritten."""
+    kernel, row = Emulated(LIBRARY.build_draw(5003)), np.random.default_rng(0).standard_normal(5003) * 4
+
+    def run(*arrays):
+        kernel(*arrays[:2], Unwritten(arrays[2]), *arrays[3:5], *map(Unwritten, arrays[5:]))
+        return arrays
+
+    for kw in ({"top_p": 0.9}, {"top_k": 40, "min_p": 0.01}):
+        assert drawing.check(run, row.astype(np.float32), SamplingParams(seed=5, **kw), drawn=2)

@@ -12,7 +12,8 @@ from fake_hip import INVALID_IMAGE, LAUNCH_FAILURE, NO_BINARY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlcrt.targets.rocm.device import Graph, RocmError
+from mlcrt.targets.device import Replayed
+from mlcrt.targets.rocm.device import RocmError
 from mlcrt.targets.rocm.emulator import Program
 
 MIXED = [M.HANDLE, M.HANDLE, M.INT64, M.INT32, M.FLOAT32]  # mixed's arguments as its code object has them
@@ -237,7 +238,7 @@ class Step:
 def test_a_step_is_recorded_once_and_replayed(gpu, hip, emulated):
     a, b, tensors = numbers(gpu)
     step = Step(gpu, tensors)
-    graph = Graph(gpu, step)
+    graph = Replayed(gpu, step)
     for _ in range(5):
         graph()
     assert step.calls == 2  # as it is, then recorded

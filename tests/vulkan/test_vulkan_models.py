@@ -19,6 +19,8 @@ from mlcrt.compile import compile_model
 from mlcrt.demo import demo_model
 from mlcrt.errors import MlcrtError
 from mlcrt.runtime.engine import Engine
+from mlcrt.runtime.sampler import Sampler
+from mlcrt.runtime.sampling import SamplingParams
 
 TOLERANCE = 2e-4  # of the logits' standard deviation, in float32
 _CASES = tiny.cases()
@@ -55,6 +57,37 @@ def test_golden_logits(compiled, case):
     engine.close()
 
 
+def _answer(engine: Engine, params: SamplingParams, device: bool, count: int = 12) -> list[int]:
+    engine.rollback(0)
+    sampler = Sampler(params, engine.config.vocab)
+    drawing = engine.drawing(sampler) if device else None
+    tokens = [sampler.sample(engine.prefill([1, 5, 9]))]
+    while len(tokens) < count:
+        last = len(tokens) + 1 == count
+        step = drawing.after if drawing else lambda token, _: sampler.sample(engine.decode(token))
+        tokens.append(step(tokens[-1], last))
+    return tokens
+
+
+def test_sampled_tokens_are_those_of_the_host_and_come_one_step_behind(compiled, monkeypatch):
+    settings = [SamplingParams(seed=1), SamplingParams(seed=2, temperature=1.3, top_k=20, min_p=0.02)]
+    settings.append(SamplingParams(temperature=0))
+    answers = {}
+    for graph in ("1", "0"):
+        monkeypatch.setenv("MLCRT_GRAPH", graph)
+        engine = Engine(compiled(_CASES[0]), "vulkan", context=14)  # so that the last steps find it full
+        for params in settings:
+            answers.setdefault(params.seed, []).extend(_answer(engine, params, device) for device in (True, False))
+        assert engine.drawing(Sampler(SamplingParams(presence_penalty=1.0), engine.config.vocab)) is None
+        started, waited, draw, collect = [], [], engine._draw, engine.runtime.collect
+        engine._draw = lambda: (started.append(1), draw())  # noqa: B023
+        engine.runtime.collect = lambda ticket: (waited.append(len(started)), collect(ticket))[1]  # noqa: B023
+        _answer(engine, SamplingParams(temperature=0), True)
+        assert waited == [*range(2, 12), 11]
+        engine.close()
+    assert all(len(set(map(tuple, same))) == 1 for same in answers.values())
+
+
 @pytest.fixture(scope="module")
 def smollm2(vulkan, tmp_path_factory):
     """SmolLM2 from the demo package, its GGUF codes kept, compiled for Vulkan and the CPU."""
@@ -81,7 +114,7 @@ def test_smollm2_replays_its_step(smollm2):
         engine.prefill(prompt)
         runs[target] = engine.greedy(8)
         if target == "vulkan":
-            recorded = engine._decode.describe()
+            recorded = engine._decode.replay.describe()
             plan = engine._runtime.memory()
         engine.close()
     assert runs["vulkan"] == runs["cpu"]

@@ -82,7 +82,7 @@ def test_a_recording_is_replayed_on_the_same_buffers(runtime):
     for _ in range(5):
         recorded()
     np.testing.assert_array_equal(x.numpy(), np.arange(1000) + 10)
-    assert recorded.describe() == {"dispatches": 2, "barriers": 2}  # one before the step, one between the two
+    assert recorded.replay.describe() == {"dispatches": 2, "barriers": 2}  # one before the step, one between the two
     x.copyfrom(np.zeros(1000, np.int32))
     recorded()
     np.testing.assert_array_equal(y.numpy(), np.ones(1000))
@@ -108,7 +108,7 @@ def test_independent_kernels_get_no_barrier(runtime):
     x, y, z = (runtime.place(np.zeros(64, np.int32)) for _ in range(3))
     recorded = runtime.step(lambda _s, _p: (kernel(x, y), kernel(x, z)), None, None)
     recorded(), recorded()
-    assert recorded.describe() == {"dispatches": 2, "barriers": 1}
+    assert recorded.replay.describe() == {"dispatches": 2, "barriers": 1}
     assert y.numpy().sum() == z.numpy().sum() == 64
 
 

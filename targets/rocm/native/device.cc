@@ -7,6 +7,8 @@
 #include <tvm/ffi/reflection/registry.h>
 #include <tvm/runtime/device_api.h>
 
+#include <map>
+
 #include "capture.h"
 #include "memory.h"
 
@@ -258,6 +260,48 @@ void set_int(ffi::TensorView target, int64_t value) {
   check(hip().hipMemsetD32Async(to, static_cast<int>(value), 1, stream), device, "writing a number");
 }
 
+// Numbers that the GPU hands to the host one by one; a few may be on their way.
+class Posts {
+ public:
+  int64_t Post(ffi::TensorView source) {
+    const int device = source.device().device_id;
+    if (source.device().device_type != kDLROCM || ffi::GetDataSize(source) < 4) {
+      MLCRT_ROCM_THROW << "handing over a number needs a device tensor of at least 4 bytes";
+    }
+    use_device(device);
+    if (numbers_ == nullptr) {
+      void* memory = nullptr;
+      check(hip().hipHostMalloc(&memory, 4 * kCount, 0), device, "allocating host memory");
+      numbers_ = static_cast<int32_t*>(memory);
+    }
+    const int64_t slot = next_++ % kCount;
+    if (events_[slot] == nullptr) {
+      check(hip().hipEventCreateWithFlags(&events_[slot], hipEventDisableTiming), device, "creating an event");
+    }
+    const char* from = static_cast<const char*>(source.data_ptr()) + source.byte_offset();
+    hipStream_t stream = stream_of(TVMFFIEnvGetStream(kDLROCM, device));
+    check(hip().hipMemcpyAsync(numbers_ + slot, from, 4, hipMemcpyDeviceToHost, stream), device, "copying memory");
+    check(hip().hipEventRecord(events_[slot], stream), device, "recording an event");
+    return slot;
+  }
+  int64_t Collect(int device, int64_t slot) {
+    use_device(device);
+    check(hip().hipEventSynchronize(events_[slot % kCount]), device, "work on the GPU");
+    return numbers_[slot % kCount];
+  }
+
+ private:
+  static constexpr int64_t kCount = 16;
+  int32_t* numbers_ = nullptr;
+  hipEvent_t events_[kCount] = {};
+  int64_t next_ = 0;
+};
+
+Posts& posts(int device) {
+  static auto* all = new std::map<int, Posts>();
+  return (*all)[device];
+}
+
 }  // namespace
 }  // namespace rocm
 }  // namespace mlcrt
@@ -278,5 +322,7 @@ TVM_FFI_STATIC_INIT_BLOCK() {
       .def("mlcrt.rocm.release", [](int id) { pool(id).Release(); })
       .def("mlcrt.rocm.copy", copy)
       .def("mlcrt.rocm.set_int", set_int)
+      .def("mlcrt.rocm.post", [](tvm::ffi::TensorView source) { return posts(source.device().device_id).Post(source); })
+      .def("mlcrt.rocm.collect", [](int id, int64_t slot) { return posts(id).Collect(id, slot); })
       .def("mlcrt.rocm.capture", capture);
 }

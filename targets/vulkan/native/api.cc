@@ -237,6 +237,8 @@ TVM_FFI_STATIC_INIT_BLOCK() {
            [](int64_t i, int64_t r) { return ffi::String(Device::Get(i)->DescribeRecording(r)); })
       .def("mlcrt.vulkan.copy",
            [](int64_t i, int64_t from, int64_t to, int64_t size) { Device::Get(i)->Copy(from, to, size); })
+      .def("mlcrt.vulkan.post", [](int64_t i, int64_t from) { return Device::Get(i)->Post(from); })
+      .def("mlcrt.vulkan.collect", [](int64_t i, int64_t slot) { return Device::Get(i)->Collect(slot); })
       .def("mlcrt.vulkan.profile", [](int64_t i, bool on) { Device::Get(i)->Profile(on); })
       .def("mlcrt.vulkan.profiled", [](int64_t i) { return ffi::String(Device::Get(i)->Profiled()); });
 }

@@ -321,6 +321,41 @@ void Device::Copy(VkDeviceAddress from, VkDeviceAddress to, uint64_t size) {
   CopyBuffers(source.block->buffer, source.offset + from_at, target.block->buffer, target.offset + to_at, size);
 }
 
+// ---- numbers handed over one by one
+
+int64_t Device::Post(VkDeviceAddress from) {
+  std::lock_guard<std::recursive_mutex> guard(mutex_);
+  NeedHostAccess("gives a number to the host");
+  if (posts_ == nullptr) posts_ = memory_->Staging(4 * kPosts, true);
+  uint64_t offset;
+  const Piece& piece = memory_->Find(from, &offset);
+  int64_t slot = posted_++ % kPosts;
+  Access access{from, true, false};
+  Order(&access, 1, true);
+  CopyBuffers(piece.block->buffer, piece.offset + offset, posts_->buffer, 4 * slot, 4);
+  HostBarrier();
+  Flush();
+  post_ticks_[slot] = tick_;
+  return slot;
+}
+
+int64_t Device::Collect(int64_t slot) {
+  uint64_t tick;
+  {
+    std::lock_guard<std::recursive_mutex> guard(mutex_);
+    tick = post_ticks_[slot % kPosts];
+  }
+  VkSemaphoreWaitInfo info{};
+  info.sType = VK_STRUCTURE_TYPE_SEMAPHORE_WAIT_INFO;
+  info.semaphoreCount = 1;
+  info.pSemaphores = &semaphore_;
+  info.pValues = &tick;
+  Check(fn_.vkWaitSemaphores(handle_, &info, ~0ull), "waiting for a number");
+  int32_t value;
+  std::memcpy(&value, posts_->map + 4 * (slot % kPosts), 4);
+  return value;
+}
+
 // ---- kernels
 
 void Device::ResetArguments() { argument_at_ = 0; }

@@ -40,6 +40,9 @@ class Device {
   void Upload(const char* from, VkDeviceAddress to, uint64_t size);
   void Download(VkDeviceAddress from, char* to, uint64_t size);
   void Copy(VkDeviceAddress from, VkDeviceAddress to, uint64_t size);
+  // Begin to bring an int32 to the host; `Collect` waits for it, and not for what was started later.
+  int64_t Post(VkDeviceAddress from);
+  int64_t Collect(int64_t slot);
   // `block`: the arguments as the kernel lays them out; `in_buffer`: pass their address instead of them.
   void Dispatch(const Pipeline& pipeline, const char* block, uint32_t bytes, bool in_buffer,
                 const std::vector<Access>& accesses, const uint32_t grid[3]);
@@ -114,6 +117,10 @@ class Device {
   bool readable_ = false;                  // the last submission ended with a barrier for the host
   Stage up_[2], down_;
   int next_up_ = 0;
+  static constexpr int64_t kPosts = 16;
+  Block* posts_ = nullptr;  // numbers for the host, and the submission that brings each
+  int64_t posted_ = 0;
+  uint64_t post_ticks_[kPosts] = {};
   std::vector<Block*> arguments_;
   uint64_t argument_at_ = 0;
   std::vector<std::unique_ptr<Recording>> recordings_;
