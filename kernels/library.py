@@ -38,15 +38,10 @@ class KernelLibrary:
     kv_block: positions in a block of the KV cache; kv_shapes: the shapes of a layer's cache; kv_layout: a name for the
     order of a block, which saved sessions depend on; chunk: most tokens of one
     prefill call, enough to amortise dequantisation and few enough for the activations to stay in the cache;
-<<<<<<< HEAD
-    score_chunk: the same where the logits of every position are kept; batch: most sequences of one batched step, 0 if
-    the family has no kernels for paged caches; skipped_passes: of TVM's own pipeline; fuses_experts: whether the routed
-    MLP takes the norm in front of it and the residual behind it.
-=======
     score_chunk: the same where the logits of every position are kept; draws: whether the family has a kernel that draws
-    tokens at random; batch: most sequences of one batched step, 0 if
-    the family has no kernels for paged caches; skipped_passes: of TVM's own pipeline.
->>>>>>> 806132245175c1f270a1a01e10f93ea2b48c4b7b
+    tokens at random; batch: most sequences of one batched step, 0 if the family has no kernels for paged caches;
+    skipped_passes: of TVM's own pipeline; fuses_experts: whether the routed MLP takes the norm in front of it and the
+    residual behind it.
     """
 
     chunk = 128

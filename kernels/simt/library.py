@@ -23,13 +23,10 @@ class Tiles:
 
 
 class Library(KernelLibrary):
-<<<<<<< HEAD
     # Kernels here allocate what they need, and finding that out takes up to 37 s a kernel: see schedule for the others.
     skipped_passes = ("s_tir.CompactBufferAllocation",)
     fuses_experts = True
-=======
     draws = True
->>>>>>> 806132245175c1f270a1a01e10f93ea2b48c4b7b
 
     def __init__(self, tiles: Tiles, kv_dtype: str, machine: Machine):
         super().__init__(tiles, kv_dtype)
@@ -87,7 +84,6 @@ class Library(KernelLibrary):
     def build_finish_step(self, vocab: int, count: int | None):
         return finish_step(vocab, count, self.machine)
 
-<<<<<<< HEAD
     def build_moe(self, op: Moe, name: str):
         return moe(op, self.tiles.linear, self.machine, self.expert_products(op), name)
 
@@ -97,13 +93,9 @@ class Library(KernelLibrary):
     def expert_products(self, op: Moe) -> Products:
         """How the experts of many tokens are computed."""
         return Products(self.tiles.linear, self.machine)
-=======
+
     def draw_scratch(self) -> list:
         return draw_scratch()
 
     def build_draw(self, vocab: int):
         return draw(vocab, self.machine)
-
-    def moe(self, a: dict, args: list) -> Kernel:
-        raise MlcrtError("mixture-of-experts models run on the CPU target only so far; use --target cpu")
->>>>>>> 806132245175c1f270a1a01e10f93ea2b48c4b7b

@@ -5,12 +5,9 @@ All kernels are compiled together: `make` names what a test wants, `kernel` give
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 from dataclasses import replace
 
-=======
 import drawing
->>>>>>> 806132245175c1f270a1a01e10f93ea2b48c4b7b
 import msl
 import numpy as np
 import pytest
