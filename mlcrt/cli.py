@@ -94,7 +94,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except SystemExit as stop:  # argparse has said what there is to say
         return int(stop.code or 0)
     if argv is None:
-        options.own_process = True
+        options.own()
     return args.run(args)
 
 

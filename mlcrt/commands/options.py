@@ -104,7 +104,15 @@ def load_model(args: argparse.Namespace, context: int | None = None) -> tuple[An
     return engine, ModelTokenizer(dist, engine.config.eos)
 
 
-own_process = False  # set by cli.main when it is the program
+own_process = False  # set by own() when cli.main is the program
+
+
+def own() -> None:
+    """This process is ours. TVM's FFI imports torch wherever it is installed, which takes seconds and nothing here needs:
+    it is told that there is none."""
+    global own_process
+    own_process = True
+    sys.modules.setdefault("torch", None)
 
 
 def runtime_only() -> None:

@@ -20,7 +20,7 @@ _RUN = """
 import json, sys
 if sys.argv[3] == "ask":
     from mlcrt.commands import options
-    options.own_process = True
+    options.own()
     options.runtime_only()
 from mlcrt.runtime.engine import Engine
 engine, tokens = Engine(sys.argv[1], "auto", context=200), json.loads(sys.argv[2])
@@ -35,7 +35,7 @@ maps = open("/proc/self/maps").read()
 import tvm
 print(json.dumps({
     "greedy": greedy, "sum": float(scored.sum()), "tvm": tvm.__file__, "compiler": "libtvm_compiler" in maps,
-    "foreign": sorted({"torch", "transformers"} & set(sys.modules)),
+    "foreign": [name for name in ("torch", "transformers") if sys.modules.get(name)],
 }))
 """
 
@@ -131,3 +131,12 @@ def test_compiling_there_fails_in_one_line(compiled, without_compiler, tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("mlcrt: ") and "compiler" in last and "internal error" not in last
+
+
+def test_a_torch_that_is_there_is_not_imported(tmp_path):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise SystemExit('torch was imported')\n")
+    code = "from mlcrt.commands import options; options.own(); import tvm; print('fine')"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+    assert (done.stdout, done.stderr) == ("fine\n", "")

@@ -23,7 +23,7 @@ _WORK = """
 import json, os, sys, time
 marks = {"python": time.time()}
 from mlcrt.commands import options
-options.own_process = True
+options.own()
 options.runtime_only()
 from mlcrt.runtime.engine import Engine
 import tvm
