@@ -108,8 +108,8 @@ own_process = False  # set by own() when cli.main is the program
 
 
 def own() -> None:
-    """This process is ours. TVM's FFI imports torch wherever it is installed, which takes seconds and nothing here needs:
-    it is told that there is none."""
+    """This process is ours. TVM's FFI imports torch wherever it is installed, which takes seconds and is of no use
+    here: it is told that there is none."""
     global own_process
     own_process = True
     sys.modules.setdefault("torch", None)
