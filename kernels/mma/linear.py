@@ -27,6 +27,7 @@ from mlcrt.kernels.simt.common import (
     local,
     prim_func,
     resident,
+    shared,
     strided,
 )
 from mlcrt.kernels.simt.experts_half import Half
@@ -209,7 +210,8 @@ class Product:
         """Which rows the tokens are, where they are not neighbours."""
         self.sources = None
         if self.k.gathers:
-            self.sources = T.alloc_buffer((TOKENS,), "int32", scope="shared.dyn")
+            # not beside what asynchronous copies fill: TVM does not see them, and would give both the same place
+            self.sources = shared((TOKENS,), "int32")
             with strided(TOKENS, self.thread, self.threads) as i:
                 T.buffer_store(self.sources, self.k.source(self.token0 + i, self.end), [i])
             barrier()

@@ -25,6 +25,12 @@ TILE = 32  # entries
 _THREADS = 256
 
 
+def unshared(n, kernel: int):
+    """n, written differently in each kernel. What several have in common, such as the number of entries, TVM would
+    find on the host and pass as one more argument, and not the same one for all variants of a kernel."""
+    return tirx.bitwise_and(n, T.int32(0x7FFFFFFF >> kernel))
+
+
 class Products:
     """How tiles of entries are multiplied: here by plain multiply-adds, or by `matrices` where that takes the layer.
 
@@ -72,7 +78,7 @@ class Products:
     def choose(self, a: Arguments, normed) -> None:
         """Fill the first four workspaces, and `normed` unless it is None."""
         _route(a, self.machine, normed)
-        _sort(a, self.machine, self.tile, self.slots(a.op, a.n))
+        _sort(a, self.machine, self.tile, lambda n: self.slots(a.op, n))
 
     def combine(self, a: Arguments) -> None:
         _combine(a, self.machine)
@@ -104,16 +110,17 @@ def _route(a: Arguments, machine: Machine, normed) -> None:
             T.buffer_store(normed, value * inverse, [token, i])
 
 
-def _sort(a: Arguments, machine: Machine, tile: int, slots) -> None:
+def _sort(a: Arguments, machine: Machine, tile: int, slots_of: Callable) -> None:
     """A block per expert finds its entries, in order, and where the experts in front of it end.
 
     With s entries in front, an expert's tiles go to the places from s // tile + expert on: that leaves room for those
     of each expert, and what stays empty is marked.
     """
-    op, n, (experts, _, order, table) = a.op, a.n, a.spaces[:4]
-    entries = n * op.top_k
+    op, (experts, _, order, table) = a.op, a.spaces[:4]
     with launch(bx=op.experts, tx=_THREADS) as (expert, thread):
         machine.follow()
+        n = T.bind(unshared(a.n, 0))
+        entries, slots = n * op.top_k, slots_of(n)
         each = T.bind(tirx.floordiv(entries + _THREADS - 1, _THREADS))
         start = T.bind(thread * each)
         end = T.bind(tirx.min(start + each, entries))
@@ -160,7 +167,8 @@ class Grouped(Product):
 
     def __init__(self, a: Arguments, products: Products, op: Linear, stack: dict, x, y, norm=None):
         super().__init__(op, products.machine, a.n * a.op.top_k, x, y, norm)
-        self.a, self.stack, self.slots = a, stack, products.slots(a.op, a.n)
+        self.a, self.stack = a, stack
+        self.slots = products.slots(a.op, unshared(a.n, 1 if self.gathers else 2))
         self.declare(stack)
 
     def declare(self, buffers: dict) -> None:
