@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import functools
 import subprocess
 from pathlib import Path
 
 import pytest
 import refusing
-import tiny
 from test_cuda_compile import FATBIN_MAGIC
 
-from mlcrt.compile import compile_model
-from mlcrt.targets import cuda
 from mlcrt.targets.native import compiler
 
 SOURCE = Path(__file__).parent / "fakecuda" / "cuda.cc"
@@ -31,17 +28,13 @@ def fake_cuda(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def used(fake_cuda, tmp_path_factory):
+def used(fake_cuda, library, tmp_path_factory):
     """used(**environment) → (the process that used the model, what it asked of CUDA)."""
-    if cuda.compiler_missing() and os.environ.get("CI") != "true":
-        pytest.skip(cuda.compiler_missing())
-    root = tmp_path_factory.mktemp("cuda")
-    dist = compile_model(tiny.make_tiny("qwen3_norms", root / "model"), "q4f16_1", "cuda:sm_90", dist_root=root)
 
+    @functools.cache
     def run(**environment: str) -> tuple[subprocess.CompletedProcess, list[str]]:
-        log = root / "log"
-        found = {"LD_LIBRARY_PATH": str(fake_cuda), "FAKE_CUDA_LOG": str(log), **environment}
-        done = refusing.use(dist, "cuda", **found)
+        log = tmp_path_factory.mktemp("log") / "calls"
+        done = refusing.use(library[0], "cuda", LD_LIBRARY_PATH=str(fake_cuda), FAKE_CUDA_LOG=str(log), **environment)
         return done, log.read_text().splitlines() if log.is_file() else []
 
     return run
@@ -59,7 +52,7 @@ def test_a_sampled_step_is_one_launch_and_the_next_starts_before_it_is_waited_fo
     done, calls = used()
     assert done.returncode == 0, done.stderr[-3000:]
     recorded = [call.removeprefix("record ") for call in calls if call.startswith("record")]
-    assert recorded[-1] != "draw_kernel_1" and "draw_kernel_1" in recorded  # greedy steps are recorded without it
+    assert "draw_token_kernel_1" in recorded and recorded[-1] == "finish_step_kernel_1"  # greedy(): without drawing
     start = calls.index("replay")
     step = ["replay", "copy 4 to the host", "event"]
     # recorded when the second step starts; from then on each step starts before the one in front is waited for
@@ -72,4 +65,4 @@ def test_mlcrt_graph_0_launches_every_kernel(used):
     done, calls = used(MLCRT_GRAPH="0")
     assert done.returncode == 0, done.stderr[-3000:]
     assert not any(call.startswith(("record", "replay")) for call in calls)
-    assert calls.count("launch draw_kernel_1") == calls.count("event") == calls.count("wait for an event") == 6
+    assert calls.count("launch draw_token_kernel_1") == calls.count("event") == calls.count("wait for an event") == 6

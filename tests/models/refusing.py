@@ -12,6 +12,7 @@ _LIBRARIES = ("nvrtc", "nvfatbin", "nvPTXCompiler", "LLVM", "clang")
 
 def refuse() -> list[str]:
     """The names of what raises from now on."""
+    import tvm  # noqa: F401  (registers them)
     import tvm_ffi
     from tvm_ffi.registry import list_global_func_names
 
