@@ -118,7 +118,7 @@ class KernelLibrary:
     def draw(self, a: dict, args: list) -> Kernel:
         vocab = int(args[0].ty.shape[1])
         build, inplace = lambda: self.build_draw(vocab), [2, 3, 4]
-        return Kernel("draw", ("draw", vocab), build, args, inplace, self.draw_scratch())
+        return Kernel("draw_token", ("draw", vocab), build, args, inplace, self.draw_scratch())
 
     def choose(self, a: dict, args: list) -> Kernel:
         vocab = int(args[0].ty.shape[1])

@@ -20,7 +20,7 @@ from .common import Machine, Register, barrier, block_reduce, launch, prim_func,
 SLICES, TAKEN = 256, 8  # slices of the vocabulary, and how many tokens each one offers
 LISTED = SLICES * TAKEN
 _GRAIN = 8  # neighbouring tokens of one slice: 32 bytes, which memory delivers at once
-_THREADS, _JOIN = 128, 256  # of a block of the first kernel, and of the second
+_THREADS = 128  # of a block of the first kernel
 _LOWEST, _BROKEN, _ABOVE = -3.4e38, 3.4e38, 3.4028234e38  # stand for -inf; NaN or +inf; more than all
 _NONE = 2**31 - 1
 _FAR = 2.0 * LISTED  # no place in the list
@@ -33,7 +33,7 @@ def draw_scratch() -> list[Space]:
     return [Space((LISTED,)), Space((LISTED,), "int32"), Space((SLICES,))]
 
 
-def draw(vocab: int, machine: Machine, name: str = "draw"):
+def draw(vocab: int, machine: Machine, threads: int = SLICES, name: str = "draw"):
     """PrimFunc(logits [1, vocab] f32, settings [8] i32, kept [1, vocab] f32, outcome [2] i32, token [1] i32,
     offers f32, ids i32, sums f32): the last three are workspaces; kept, outcome and token are changed in place.
 
@@ -41,7 +41,8 @@ def draw(vocab: int, machine: Machine, name: str = "draw"):
     min-p keeps, and what the random number is multiplied by (0: the best token); top_k (0: none); the low and high
     half of the seed; unused. outcome: the token drawn, -1 if the host has to; how many were drawn before (the counter
     of the random numbers), which a drawn token adds to. kept: the logits that were drawn from. Once outcome is -1,
-    nothing is changed but the token until the host resets it, so that a step started too early does no harm.
+    nothing is changed until the host resets it, so that a step started too early does no harm. threads: of the block
+    that ranks, at least as many as there are slices.
     """
 
     def body() -> None:
@@ -54,9 +55,9 @@ def draw(vocab: int, machine: Machine, name: str = "draw"):
         ids = T.arg("ids", T.Buffer((LISTED,), "int32"))
         sums = T.arg("sums", T.Buffer((SLICES,), "float32"))
         _offer(vocab, machine, logits, settings, kept, outcome, offers, ids, sums)
-        with launch(bx=1, tx=_JOIN) as (_, thread):
+        with launch(bx=1, tx=threads) as (_, thread):
             machine.follow()
-            _Join(vocab, machine, thread).emit(settings, outcome, token, offers, ids, sums)
+            _Join(vocab, machine, threads, thread).emit(settings, outcome, token, offers, ids, sums)
 
     return prim_func(name, body)
 
@@ -172,10 +173,9 @@ class _First:
 class _Join:
     """Second kernel, one block: rank the offers, find where the filters cut, and draw."""
 
-    each = LISTED // _JOIN
-
-    def __init__(self, vocab: int, machine: Machine, thread):
-        self.vocab, self.machine, self.thread = vocab, machine, thread
+    def __init__(self, vocab: int, machine: Machine, threads: int, thread):
+        self.vocab, self.machine, self.threads, self.thread = vocab, machine, threads, thread
+        self.each = LISTED // threads
         self.keys, self.names, self.mass = shared((LISTED,)), _Whole(LISTED), shared((LISTED,))
 
     def emit(self, settings, outcome, token, offers, ids, sums) -> None:
@@ -185,8 +185,10 @@ class _Join:
         uniform = _held(_uniform(T.BufferLoad(settings, [5]), T.BufferLoad(settings, [6]), drawn) * spread)
         bound, bound_id = self._rank(offers, ids)
         top = T.bind(T.BufferLoad(keys, [0]))
-        own = T.BufferLoad(sums, [thread]) * _weight(T.BufferLoad(offers, [thread * TAKEN]), top, scale)
-        every = self._sum(own)  # the weight of the whole vocabulary
+        own = Register(T.float32(0))
+        with _when(thread < SLICES):
+            own.set(T.BufferLoad(sums, [thread]) * _weight(T.BufferLoad(offers, [thread * TAKEN]), top, scale))
+        every = self._sum(own.get())  # the weight of the whole vocabulary
         self._accumulate(top, scale)
         known = self._known(bound, bound_id)
 
@@ -257,15 +259,17 @@ class _Join:
         """Sort the offers into keys and names; the worst last offer of a slice: all before it is known."""
         thread, keys, names = self.thread, self.keys, self.names
         with T.serial(self.each) as e:
-            at = T.bind(e * _JOIN + thread)
+            at = T.bind(e * self.threads + thread)
             odd = tirx.floormod(tirx.floordiv(at, TAKEN), 2) == 1  # every other list backwards: bitonic pairs
             inside = T.bind(tirx.floormod(at, TAKEN))
             source = T.bind(at - inside + tirx.Select(odd, TAKEN - 1 - inside, inside))
             T.buffer_store(keys, T.BufferLoad(offers, [source]), [at])
             names.set(at, T.BufferLoad(ids, [source]))
-        bound = Register(T.BufferLoad(offers, [thread * TAKEN + TAKEN - 1]))
-        bound_id = Register(T.BufferLoad(ids, [thread * TAKEN + TAKEN - 1]), "int32")
-        _First(self.machine, _JOIN).reduce(thread, bound, bound_id)
+        bound, bound_id = Register(T.float32(_LOWEST)), Register(T.int32(_NONE), "int32")
+        with _when(thread < SLICES):
+            bound.set(T.BufferLoad(offers, [thread * TAKEN + TAKEN - 1]))
+            bound_id.set(T.BufferLoad(ids, [thread * TAKEN + TAKEN - 1]))
+        _First(self.machine, self.threads).reduce(thread, bound, bound_id)
         barrier()
         levels = LISTED.bit_length() - TAKEN.bit_length()
         with T.serial(levels) as level:
@@ -273,7 +277,7 @@ class _Join:
             with T.serial(level + TAKEN.bit_length()) as stage:
                 apart = T.bind(tirx.shift_right(length, stage + 1))
                 with T.serial(self.each // 2) as e:
-                    pair = T.bind(e * _JOIN + thread)
+                    pair = T.bind(e * self.threads + thread)
                     inside = T.bind(tirx.bitwise_and(pair, apart - 1))
                     left = T.bind((pair - inside) * 2 + inside)
                     right = T.bind(left + apart)
@@ -292,7 +296,7 @@ class _Join:
     def _accumulate(self, top, scale) -> None:
         """mass[i] = weights of the tokens ranked 0 … i."""
         thread, mass = self.thread, self.mass
-        sides = [shared((_JOIN,)), shared((_JOIN,))]
+        sides = [shared((self.threads,)), shared((self.threads,))]
         own = Register(T.float32(0))
         for e in range(self.each):
             place = T.bind(thread * self.each + e)
@@ -301,7 +305,7 @@ class _Join:
         T.buffer_store(sides[0], own.get(), [thread])
         barrier()
         step = 1
-        while step < _JOIN:
+        while step < self.threads:
             behind = tirx.Select(thread >= step, T.BufferLoad(sides[0], [tirx.max(thread - step, 0)]), T.float32(0))
             T.buffer_store(sides[1], T.BufferLoad(sides[0], [thread]) + behind, [thread])
             barrier()
@@ -349,10 +353,10 @@ class _Join:
         return T.BufferLoad(self.mass, [tirx.max(at, 0)])
 
     def _sum(self, value):
-        return block_reduce(self.machine, value, lambda a, b: a + b, _JOIN, self.thread)
+        return block_reduce(self.machine, value, lambda a, b: a + b, self.threads, self.thread)
 
     def _least(self, value):
-        return block_reduce(self.machine, value, tirx.min, _JOIN, self.thread)
+        return block_reduce(self.machine, value, tirx.min, self.threads, self.thread)
 
 
 def _held(value, dtype: str = "float32"):

@@ -20,6 +20,7 @@ from .linear import LinearTiles, linear
 class Tiles:
     linear: LinearTiles = field(default_factory=LinearTiles)
     attention: AttentionTiles = field(default_factory=AttentionTiles)
+    draw_threads: int = 256  # of the block that ranks tokens
 
 
 class Library(KernelLibrary):
@@ -98,4 +99,4 @@ class Library(KernelLibrary):
         return draw_scratch()
 
     def build_draw(self, vocab: int):
-        return draw(vocab, self.machine)
+        return draw(vocab, self.machine, self.tiles.draw_threads)

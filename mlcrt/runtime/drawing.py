@@ -80,8 +80,8 @@ class Drawing:
         return chosen
 
     def _start(self) -> Any:
-        self._engine._draw()
         with self._runtime.errors():
+            self._engine._draw()
             return self._runtime.post(self._outcome)
 
     def _refuse(self) -> int:

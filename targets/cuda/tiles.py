@@ -15,7 +15,7 @@ AMPERE, HOPPER = 80, 90
 def tiles(arch: CudaArch) -> Tiles:
     """Three blocks of a product's 256 threads fit a multiprocessor: 132 of them from Hopper on, 108 on the A100."""
     multiprocessors = 132 if arch.oldest >= HOPPER else 108
-    return Tiles(LinearTiles(gemv_blocks=3 * multiprocessors, gemv_resident=3))
+    return Tiles(LinearTiles(gemv_blocks=3 * multiprocessors, gemv_resident=3), draw_threads=1024)
 
 
 def library(arch: CudaArch, kv_dtype: str) -> Library:

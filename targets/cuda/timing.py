@@ -11,13 +11,15 @@ from .graph import check
 _DEVICE_TO_DEVICE = 3  # cudaMemcpyDeviceToDevice
 _COPY = 1 << 30  # bytes; many times any cache
 _STALL = 128 << 20  # bytes of the copy in front of a measured call: tens of microseconds, more than any L2 cache holds
+_MOST_STALLS = 64
 
 
 class EventWatch:
     """Device seconds between two events.
 
     A copy is queued in front of the first, so that the call is launched before the device gets to it: the launch from
-    the host is not counted, and the copy has pushed weights out of the cache as a whole step does.
+    the host is not counted, and the copy has pushed weights out of the cache as a whole step does. Where the host was
+    not done before the copy, the calls that follow get more copies.
     """
 
     method = "device events, caches cold"
@@ -25,17 +27,21 @@ class EventWatch:
     def __init__(self, runtime):
         self._runtime, self._cudart = runtime, runtime.cudart
         self._first, self._last = ctypes.c_void_p(), ctypes.c_void_p()
-        self._stall = _Copy(runtime, _STALL)
+        self._stall, self._stalls = _Copy(runtime, _STALL), 1
         for event in (self._first, self._last):
             self._check(self._cudart.cudaEventCreate(ctypes.byref(event)))
 
     def start(self) -> None:
-        self._stall()
+        for _ in range(self._stalls):
+            self._stall()
         self._check(self._cudart.cudaEventRecord(self._first, _stream(self._runtime)))
 
     def stop(self) -> float:
         """Seconds since start."""
         self._check(self._cudart.cudaEventRecord(self._last, _stream(self._runtime)))
+        if self._cudart.cudaEventQuery(self._first) == 0:  # the device was there before the host
+            self._stalls = min(2 * self._stalls, _MOST_STALLS)
+        self._cudart.cudaGetLastError()  # "not ready" would otherwise be taken for the next call's error
         self._check(self._cudart.cudaEventSynchronize(self._last))
         milliseconds = ctypes.c_float()
         self._check(self._cudart.cudaEventElapsedTime(ctypes.byref(milliseconds), self._first, self._last))

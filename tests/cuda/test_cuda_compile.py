@@ -20,16 +20,6 @@ PTX, ELF = 1, 2
 FATBIN_MAGIC = struct.pack("<I", 0xBA55ED50)
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory) -> tuple[Path, Path]:
-    if cuda.compiler_missing() and os.environ.get("CI") != "true":
-        pytest.skip(cuda.compiler_missing())
-    root = tmp_path_factory.mktemp("cuda")
-    model = tiny.make_tiny("qwen3_norms", root / "model")
-    dist = compile_model(model, "q4f16_1", "cuda:sm_80,sm_90", dist_root=root, slots=0)
-    return dist, dist / "cuda" / "lib.so"
-
-
 def test_library_holds_machine_code_and_no_source(library):
     code = library[1].read_bytes()
     assert FATBIN_MAGIC in code

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import refusing
 
 TOKENS = np.random.default_rng(7).integers(0, 503, 160).tolist()
 _UNUSED = ("include", "src", "web", "3rdparty", "cmake", "licenses", "lib64", "__pycache__")
@@ -87,6 +88,12 @@ def test_the_same_tokens_with_and_without_the_compiler(compiled, without_compile
         assert not result["compiler"] and not result["foreign"]
         assert Path(result["tvm"]).is_relative_to(without_compiler) == (overlay is not None)
         assert (result["greedy"], result["sum"]) == (whole["greedy"], whole["sum"])
+
+
+def test_loading_and_running_compiles_nothing(compiled):
+    """With the compiler at hand, and whatever compiles made to raise."""
+    done = refusing.use(compiled("qwen3_norms", "q0f32"), "cpu")
+    assert done.returncode == 0 and done.stdout.startswith("compiled nothing"), done.stderr[-3000:]
 
 
 def test_the_overlay_cannot_compile(without_compiler):

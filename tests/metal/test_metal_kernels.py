@@ -17,6 +17,7 @@ from test_kernel_attention import reference, rotated
 
 from mlcrt.kernels.arguments import BLOCK
 from mlcrt.kernels.records import Attention, Embed, Linear
+from mlcrt.kernels.simt import draw
 from mlcrt.quant.scheme import SCHEMES
 from mlcrt.runtime.sampling import SamplingParams
 from mlcrt.targets import metal
@@ -206,13 +207,13 @@ def test_finish_step(vocab, run):
             assert position[0] == 41 + n
 
 
-DRAWS = ((40, 7), (5003, 40))
-for vocab, _ in DRAWS:
-    make(f"draw{vocab}", lambda a=vocab: LIBRARY["float16"].build_draw(a))
+DRAWS = ((40, 7, 256), (5003, 40, 1024))
+for vocab, _, threads in DRAWS:
+    make(f"draw{vocab}", lambda v=vocab, t=threads: draw.draw(v, LIBRARY["float16"].machine, t))
 
 
-@pytest.mark.parametrize(("vocab", "top_k"), DRAWS)
-def test_draw(vocab, top_k, run):
+@pytest.mark.parametrize(("vocab", "top_k", "threads"), DRAWS)
+def test_draw(vocab, top_k, threads, run):
     row = (np.random.default_rng(vocab).standard_normal(vocab) * 4).astype(np.float32)
     for params in (SamplingParams(seed=1), SamplingParams(seed=2, top_k=top_k, min_p=0.01)):
         assert drawing.check(lambda *a: run(f"draw{vocab}", *a), row, params, drawn=3)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import refusing
 import tiny
 from device import unavailable
 
@@ -55,6 +56,12 @@ def test_golden_logits(compiled, case):
     assert np.abs(scored[:, golden.columns] - golden.logits[: len(scored)]).max() <= TOLERANCE * golden.std
     assert scored.argmax(1).tolist() == golden.argmax.tolist()[: len(scored)]
     engine.close()
+
+
+def test_loading_and_running_compiles_nothing(compiled):
+    """Of ours: from SPIR-V on it is the driver's business."""
+    done = refusing.use(compiled(_CASES[0]), "vulkan")
+    assert done.returncode == 0 and done.stdout.startswith("compiled nothing"), done.stderr[-3000:]
 
 
 def _answer(engine: Engine, params: SamplingParams, device: bool, count: int = 12) -> list[int]:

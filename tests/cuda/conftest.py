@@ -1,0 +1,23 @@
+"""A small model compiled for two generations of NVIDIA GPUs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import tiny
+
+from mlcrt.compile import compile_model
+from mlcrt.targets import cuda
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory) -> tuple[Path, Path]:
+    """(dist folder, library)"""
+    if cuda.compiler_missing() and os.environ.get("CI") != "true":
+        pytest.skip(cuda.compiler_missing())
+    root = tmp_path_factory.mktemp("cuda")
+    model = tiny.make_tiny("qwen3_norms", root / "model")
+    dist = compile_model(model, "q4f16_1", "cuda:sm_80,sm_90", dist_root=root, slots=0)
+    return dist, dist / "cuda" / "lib.so"
