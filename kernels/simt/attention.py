@@ -128,7 +128,7 @@ def attention(op: Attention, tiles: AttentionTiles, machine: Machine, name: str 
         space = T.match_buffer(space_handle, workspace_shape(op, splits, n), "float32")
         slices = _Slices(op, tiles, machine, splits, n)
         slices.emit(q, k_cache, v_cache, position, space)
-        _join(op, machine, splits, slices.teams * slices.batch, n, position, space, out)
+        join(op, machine, splits, slices.teams * slices.batch, n, position, space, out)
 
     return prim_func(name, body)
 
@@ -293,7 +293,7 @@ def visible_positions(op: Attention, position, t, splits: int, least: int):
     return begin, visible, share
 
 
-def _join(op: Attention, machine: Machine, splits: int, least: int, n, position, space, out) -> None:
+def join(op: Attention, machine: Machine, splits: int, least: int, n, position, space, out) -> None:
     """Second kernel: softmax-weighted sum of the slices that have positions."""
     threads = 64
     with launch(bx=op.heads, by=n, tx=threads) as (head, t, thread):
