@@ -119,6 +119,22 @@ def _clear_errors() -> Iterator[None]:
         raise MlcrtError("Vulkan: " + lines[0].split("Vulkan: ", 1)[1]) from None
 
 
+class _Functions:
+    """A library's functions; what the sidecar says when one fails becomes the product's error."""
+
+    def __init__(self, library):
+        self._library = library
+
+    def __getitem__(self, name: str) -> Callable:
+        function = self._library[name]
+
+        def call(*arguments):
+            with _clear_errors():
+                return function(*arguments)
+
+        return call
+
+
 class VulkanRuntime(DeviceRuntime):
     """A Vulkan device: the step is recorded once and replayed, and tokens stay there until they are asked for."""
 
@@ -141,7 +157,7 @@ class VulkanRuntime(DeviceRuntime):
 
     def load(self, library: Path):
         with _clear_errors():
-            return super().load(library)
+            return _Functions(super().load(library))
 
     def place(self, array: np.ndarray):
         with _clear_errors():
@@ -166,6 +182,18 @@ class VulkanRuntime(DeviceRuntime):
     def read(self, tensor, view=None) -> np.ndarray:
         with _clear_errors():
             return super().read(tensor, view)
+
+    def fetch(self, tensor) -> np.ndarray:
+        with _clear_errors():
+            return super().fetch(tensor)
+
+    def write(self, tensor, view, value: int) -> None:
+        with _clear_errors():
+            super().write(tensor, view, value)
+
+    def write_blocks(self, tensor, values: np.ndarray) -> None:
+        with _clear_errors():
+            super().write_blocks(tensor, values)
 
     def profile(self, function: Callable[[], None]) -> dict[str, tuple[int, int]]:
         """Kernel → (nanoseconds on the device, launches) of what `function` does; recorded steps are not seen."""

@@ -194,7 +194,9 @@ class _Flash:
             T.bind(tirx.Select(seen, tirx.exp(score - top), T.float32(0)))
             for seen, score in zip(inside, scores, strict=True)
         ]
-        total = T.bind(subgroup_reduce(self.machine, reduce(lambda a, b: a + b, weights), lambda a, b: a + b, self.team))
+        total = T.bind(
+            subgroup_reduce(self.machine, reduce(lambda a, b: a + b, weights), lambda a, b: a + b, self.team)
+        )
         self.peak.set(top)
         self.weight.set(self.weight.get() * shrink + total)
         for j in range(0, self.columns, 8):

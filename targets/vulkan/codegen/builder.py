@@ -257,4 +257,3 @@ def _string(text: str) -> tuple[int, ...]:
     raw = text.encode() + b"\0"
     raw += b"\0" * (-len(raw) % 4)
     return struct.unpack(f"<{len(raw) // 4}I", raw)
-

@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     from .expressions import Expressions
 
 # element, rows and columns as places in the shape, use
-_KINDS = {"a": (F16, 0, 2, spirv.MATRIX_A), "b": (F16, 2, 1, spirv.MATRIX_B), "c": (F32, 0, 1, spirv.MATRIX_ACCUMULATOR)}
+_KINDS = {
+    "a": (F16, 0, 2, spirv.MATRIX_A),
+    "b": (F16, 2, 1, spirv.MATRIX_B),
+    "c": (F32, 0, 1, spirv.MATRIX_ACCUMULATOR),
+}
 _LOADS = {
     "matrix_load_a": ("a", spirv.ROW_MAJOR), "matrix_load_b": ("b", spirv.COLUMN_MAJOR),
     "matrix_load_rows": ("b", spirv.ROW_MAJOR), "matrix_load_c": ("c", spirv.ROW_MAJOR),
