@@ -1,13 +1,14 @@
 """Prefill's attention with cooperative matrices: causal, online softmax, one head and some tokens to a workgroup.
 
-Each subgroup holds the queries of m tokens as matrices, and meets the positions up to its last token 32 at a time: the
-scores go through workgroup memory, where every lane has a part of one row; the sums stay in matrices, and a matrix whose
-rows are constant rescales them. What is written is one slice of simt's split attention, which its second kernel joins.
+Each subgroup holds the queries of m tokens as matrices and meets the positions up to its last token 32 at a time: the
+scores go through workgroup memory, where every lane has a part of one row; the sums stay in matrices, which a matrix
+with constant rows rescales. What is written is one slice of simt's split attention, which its second kernel joins.
 """
 
 from __future__ import annotations
 
 from functools import reduce
+from operator import add
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -195,7 +196,7 @@ class _Flash:
             for seen, score in zip(inside, scores, strict=True)
         ]
         total = T.bind(
-            subgroup_reduce(self.machine, reduce(lambda a, b: a + b, weights), lambda a, b: a + b, self.team)
+            subgroup_reduce(self.machine, reduce(add, weights), add, self.team)
         )
         self.peak.set(top)
         self.weight.set(self.weight.get() * shrink + total)

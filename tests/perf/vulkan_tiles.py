@@ -4,8 +4,8 @@
     python tests/perf/vulkan_tiles.py run FOLDER [--tokens 512]                   (TVM's runtime is enough)
 
 `run` prints per layer and tiles the device time of `prepare` and of the product, and how far some outputs are from
-NumPy's; the tiles are named TOKENSxROWSxDEPTH-SUBGROUP_TOKENSxSUBGROUP_ROWS, `d-` with two steps in workgroup memory, `w-` with one, and
-`-8` after it for 16x8x16 matrices.
+NumPy's. Tiles are named TOKENSxROWSxDEPTH-SUBGROUP_TOKENSxSUBGROUP_ROWS: `d-` with two steps in workgroup memory,
+`w-` with one, and `-8` after it for 16x8x16 matrices.
 """
 
 from __future__ import annotations
@@ -133,11 +133,8 @@ def run(folder: Path, tokens: int) -> None:
         each = {kernel[len(key) :]: time / calls / 1e3 for kernel, (time, calls) in times.items()}
         prepare, product = (0.0, sum(each.values())) if name == "old" else (each["_kernel"], each["_kernel_1"])
         rate = 2 * tokens * rows * columns / product / 1e6
-        print(
-            f"{shape:13s} {layer:8s} {name:22s} prepare {prepare:7.1f} us  product {product:8.1f} us  {rate:6.1f} TFLOP/s"
-            f"  error {error:.1e}",
-            flush=True,
-        )
+        times = f"prepare {prepare:7.1f} us  product {product:8.1f} us  {rate:6.1f} TFLOP/s"
+        print(f"{shape:13s} {layer:8s} {name:22s} {times}  error {error:.1e}", flush=True)
 
 
 def main() -> None:

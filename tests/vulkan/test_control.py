@@ -21,13 +21,11 @@ statement = st.recursive(
     st.tuples(st.just("add"), st.integers(0, 3), st.integers(-5, 5))
     | st.tuples(st.just("scale"), st.integers(-3, 3))
     | st.tuples(st.just("mix"), st.integers(0, 2)),
-    lambda s: (
-        st.tuples(st.just("for"), st.integers(0, 4), st.lists(s, min_size=1, max_size=3))
-        | st.tuples(st.just("while"), st.integers(1, 5), st.lists(s, min_size=1, max_size=2))
-        | st.tuples(st.just("unroll"), st.integers(1, 3), st.lists(s, min_size=1, max_size=2))
-        | st.tuples(st.just("if"), condition, st.lists(s, min_size=1, max_size=2), st.lists(s, max_size=2))
-        | st.tuples(st.just("leave"), st.sampled_from(["break", "continue"]), condition, s)
-    ),
+    lambda s: st.tuples(st.just("for"), st.integers(0, 4), st.lists(s, min_size=1, max_size=3))
+    | st.tuples(st.just("while"), st.integers(1, 5), st.lists(s, min_size=1, max_size=2))
+    | st.tuples(st.just("unroll"), st.integers(1, 3), st.lists(s, min_size=1, max_size=2))
+    | st.tuples(st.just("if"), condition, st.lists(s, min_size=1, max_size=2), st.lists(s, max_size=2))
+    | st.tuples(st.just("leave"), st.sampled_from(["break", "continue"]), condition, s),
     max_leaves=8,
 )
 program = st.lists(statement, min_size=1, max_size=4)

@@ -35,12 +35,10 @@ COMPARE = ("lt", "le", "gt", "ge", "eq", "ne")
 leaf = st.tuples(st.just("in"), st.integers(0, 2)) | st.tuples(st.just("const"), st.integers(-9, 9))
 integer_tree = st.recursive(
     leaf,
-    lambda t: (
-        st.tuples(st.sampled_from(UNARY), t)
-        | st.tuples(st.sampled_from(BINARY), t, t)
-        | st.tuples(st.just("select"), st.sampled_from(COMPARE), t, t, t, t)
-        | st.tuples(st.just("if"), st.sampled_from(COMPARE), t, t, t, t)
-    ),
+    lambda t: st.tuples(st.sampled_from(UNARY), t)
+    | st.tuples(st.sampled_from(BINARY), t, t)
+    | st.tuples(st.just("select"), st.sampled_from(COMPARE), t, t, t, t)
+    | st.tuples(st.just("if"), st.sampled_from(COMPARE), t, t, t, t),
     max_leaves=10,
 )
 NODES = {

@@ -125,7 +125,6 @@ DTYPES = ["int8", "float16", "int32", "int64"]
 
 def test_vector_accesses_at_any_offset_and_stride(execute):
     """x[stride * thread + offset + (0 .. lanes)], read and written: as wide as aligned, never wrong."""
-
     @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(st.sampled_from(DTYPES), st.integers(2, 16), st.integers(0, 20), st.integers(0, 9), st.booleans())
     def check(dtype, lanes, gap, offset, shared):

@@ -1,5 +1,5 @@
-"""The cooperative-matrix kernels: their SPIR-V is valid, and with the matrix calls written out as loops (each lane keeps
-its share of a piece) their staging, tiling and epilogues compute what NumPy computes."""
+"""The cooperative-matrix kernels: their SPIR-V is valid, and with the matrix calls written out as loops (each lane
+keeps its share of a piece) their staging, tiling and epilogues compute what NumPy computes."""
 
 from __future__ import annotations
 

@@ -198,10 +198,8 @@ def faulty_loader(vulkan, tmp_path_factory) -> dict[str, str]:
 
     folder = tmp_path_factory.mktemp("loader")
     source, includes = Path(__file__).with_name("faulty_loader.cc"), Path(host.__file__).parent / "native"
-    subprocess.run(
-        [compiler(), "-std=c++17", "-shared", "-fPIC", f"-I{includes}", str(source), "-o", folder / "libvulkan.so.1", "-ldl"],
-        check=True,
-    )  # fmt: skip
+    flags = ["-std=c++17", "-shared", "-fPIC", f"-I{includes}", "-ldl"]
+    subprocess.run([compiler(), *flags, str(source), "-o", str(folder / "libvulkan.so.1")], check=True)
     ctypes.CDLL("libvulkan.so.1")
     real = next(line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libvulkan.so" in line)
     return {"LD_LIBRARY_PATH": str(folder), "REAL_VULKAN": real}

@@ -191,8 +191,10 @@ class Intrinsics:
         return self.a.binary("Add", I32, product, c)
 
     def _codes8(self, word: int) -> list[int]:
-        """The 4-bit codes of a word less 8 as pairs of float16, in the order 0 4, 1 5, 2 6, 3 7. Two codes at once:
-        or-ing one into the mantissa of 1024 gives 1024 + code, and one that is four bits further up 1024 + 16 * code."""
+        """The 4-bit codes of a word less 8 as pairs of float16, in the order 0 4, 1 5, 2 6, 3 7.
+
+        Two codes at once: or-ing one into the mantissa of 1024 gives 1024 + code, and one that is four bits further up
+        1024 + 16 * code."""
         m, pair = self.m, self.m.vector(F16, 2)
         m.use(F16)
         upper = self.a.binary("RShift", U32, word, m.constant(U32, 8))

@@ -14,6 +14,7 @@ namespace {
 constexpr uint64_t kStage = 32 << 20, kArguments = 1 << 16, kInlineUpload = 16384;
 constexpr uint32_t kQueries = 4096;
 constexpr size_t kManyRanges = 64;
+constexpr uint32_t kSend = 16;  // dispatches after which the device gets them, so that it works while more are recorded
 constexpr uint64_t kSplitCopy = 4 << 20;  // bytes from which on threads share a copy
 
 // memcpy by several threads: one alone does not keep a bus busy, and pages of a file are read in as they are touched.
@@ -222,6 +223,7 @@ void Device::Flush() {
   if (open_ == nullptr) return;
   VkCommandBuffer commands = open_;
   open_ = nullptr;
+  unsent_ = 0;
   Check(fn_.vkEndCommandBuffer(commands), "ending commands");
   Submit({commands});
   submitted_.push_back({commands, tick_});
@@ -427,6 +429,7 @@ void Device::Dispatch(const Pipeline& pipeline, const char* block, uint32_t byte
     fn_.vkCmdWriteTimestamp(commands, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, queries_, timed_.size() * 2 + 1);
     timed_.push_back(pipeline.name);
   }
+  if (!recording_ && !timed && ++unsent_ >= kSend) Flush();
 }
 
 // ---- recordings
