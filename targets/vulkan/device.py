@@ -14,7 +14,7 @@ import numpy as np
 
 from mlcrt.errors import MlcrtError
 from mlcrt.targets import ProbeResult
-from mlcrt.targets.device import DeviceRuntime
+from mlcrt.targets.device import DeviceRuntime, Stopwatch
 from mlcrt.targets.native import Sidecar, load_native, native_missing
 
 from .architecture import is_kinds, unknown
@@ -134,6 +134,27 @@ class _Functions:
 
         return call
 
+    def __getattr__(self, name: str):
+        return getattr(self._library, name)
+
+
+class Timestamps:
+    """Seconds that the device spends in kernels between start and stop, by its own clock."""
+
+    method = "the device's own clock around each kernel"
+
+    def __init__(self, index: int):
+        self._index, self._switch = index, _function("mlcrt.vulkan.profile")
+
+    def start(self) -> None:
+        self._switch(self._index, True)
+
+    def stop(self) -> float:
+        """Seconds since start."""
+        times = json.loads(str(_function("mlcrt.vulkan.profiled")(self._index)))
+        self._switch(self._index, False)
+        return sum(time for time, _ in times.values()) / 1e9
+
 
 class VulkanRuntime(DeviceRuntime):
     """A Vulkan device: the step is recorded once and replayed, and tokens stay there until they are asked for."""
@@ -182,6 +203,13 @@ class VulkanRuntime(DeviceRuntime):
     def read(self, tensor, view=None) -> np.ndarray:
         with _clear_errors():
             return super().read(tensor, view)
+
+    def stopwatch(self) -> Stopwatch | Timestamps:
+        timed = next(d for d in devices() if d["id"] == self.index)["timestamps"]
+        return Timestamps(self.index) if timed else super().stopwatch()
+
+    def launches(self, step: Callable[[], None]) -> int | None:
+        return step.describe().get("dispatches") if isinstance(step, Recorded) else None
 
     def fetch(self, tensor) -> np.ndarray:
         with _clear_errors():

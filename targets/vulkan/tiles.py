@@ -15,14 +15,15 @@ from mlcrt.kernels.simt import Library, Machine, Tiles, experts_many
 from mlcrt.kernels.simt.attention import AttentionTiles
 from mlcrt.kernels.simt.linear import LinearTiles
 
-from . import build, experts, flash, matrix, plain  # registers the code generator with TVM
+from . import build, experts, flash, matrix, plain, rope  # registers the code generator with TVM
 from .architecture import Variant, VulkanArch
 from .matrix import MatrixTiles
 
 # A block has 256 threads at most where the subgroup allows it, so that it runs on every device; small subgroups get
 # as many of them as fill a block of 64, large ones share a block of 4.
 _SUBGROUPS = 8
-_OPERATORS = ("linear", "rope_append", "attention", "finish_step", "moe")  # those whose kernels exchange between lanes
+# those whose kernels exchange between lanes
+_OPERATORS = ("linear", "rope_append", "attention", "rope_attention", "finish_step", "moe")
 
 
 def _exchange(value, mask: int):
@@ -75,6 +76,15 @@ class KindLibrary(Library):
         if self.variant.matrices:
             return flash.attention(op, self.variant.matrix, self.machine, name)
         return super().build_attention(op, name)
+
+    def fuses_rope(self, a: dict) -> bool:
+        return True
+
+    def build_rope_attention(self, op: Attention, name: str):
+        return rope.rope_attention(op, self.tiles.attention, self.machine, name)
+
+    def rope_attention_scratch(self, op: Attention) -> list:
+        return self.attention_scratch(op, 1)
 
     def stands_in(self, operator: str, op) -> bool:
         """Whether this variant has kernels of its own for an operator."""

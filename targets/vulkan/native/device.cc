@@ -470,6 +470,7 @@ void Device::Replay(int64_t recording) {
   } else {
     VkCommandBuffer before = open_;
     open_ = nullptr;
+    unsent_ = 0;
     Check(fn_.vkEndCommandBuffer(before), "ending commands");
     Submit({before, found->commands});
     submitted_.push_back({before, tick_});
