@@ -209,7 +209,8 @@ class VulkanRuntime(DeviceRuntime):
         return Timestamps(self.index) if timed else super().stopwatch()
 
     def launches(self, step: Callable[[], None]) -> int | None:
-        return step.describe().get("dispatches") if isinstance(step, Recorded) else None
+        recording = getattr(step, "replay", None)
+        return None if recording is None else recording.describe()["dispatches"]
 
     def fetch(self, tensor) -> np.ndarray:
         with _clear_errors():
