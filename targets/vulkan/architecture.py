@@ -9,8 +9,8 @@ from mlcrt.targets import host_machine
 
 SIZES = (8, 16, 32, 64)  # lanes of a subgroup: CPUs, Intel and Arm, NVIDIA and AMD, older AMD and Adreno
 _DEFAULT = ("s8", "s16", "s32", "s32m", "s64")
-# m, n, k of the cooperative matrices of a variant: NVIDIA (which also has 16x8x16) and AMD at 32 or 64, Intel at 16
-_MATRICES = {"s16m": (8, 16, 16), "s32m": (16, 16, 16), "s64m": (16, 16, 16)}
+# m, n, k of a variant's cooperative matrices: Intel's at 16 lanes, NVIDIA's (which also has 16x8x16) and AMD's at 32
+_MATRICES = {"s16m": (8, 16, 16), "s32m": (16, 16, 16)}
 _KNOWN = (*(f"s{size}{kind}" for size in SIZES for kind in ("", "f")), *_MATRICES)
 
 

@@ -45,19 +45,19 @@ class Loops:
     def load_a(self, number: int, address, stride: int) -> None:
         load = address.args[0]
         with T.serial(self.m) as row, T.serial(self.k) as k:
-            value = half(load, row * stride, k)
+            value = half(load, row, stride, k)
             T.buffer_store(self.a, value, [number * (self.m * self.k) + row * self.k + k])
 
     def load_b(self, number: int, address, stride: int) -> None:
-        self.right[number] = lambda k, column: half(address.args[0], column * stride, k)
+        self.right[number] = lambda k, column: half(address.args[0], column, stride, k)
 
     def load_rows(self, number: int, address, stride: int) -> None:
-        self.right[number] = lambda k, column: half(address.args[0], k * stride, column)
+        self.right[number] = lambda k, column: half(address.args[0], k, stride, column)
 
     def load_c(self, number: int, address, stride: int) -> None:
         load = address.args[0]
         for at, row, column in self.elements(number):
-            value = T.BufferLoad(load.source, [load.indices[0] + row * stride + column])
+            value = T.BufferLoad(load.source, indices(load, row, stride, column))
             T.buffer_store(self.c, tirx.reinterpret("float32", value), [at])
 
     def scale(self, c: int, d: int) -> None:
@@ -77,14 +77,21 @@ class Loops:
         for at, row, column in self.elements(number):
             value = T.BufferLoad(self.c, [at])
             value = value if load.source.dtype == "float32" else tirx.reinterpret("uint32", value)
-            T.buffer_store(load.source, value, [load.indices[0] + row * stride + column])
+            T.buffer_store(load.source, value, indices(load, row, stride, column))
 
 
-def half(load, offset, k):
-    """Element k of a row of float16, or of words of two of them, that is `offset` elements after `load`."""
+def indices(load, line, stride: int, column) -> list:
+    """Indices of the element of a line, counted from `load`, whose buffer may have rows of that stride."""
+    if len(load.indices) == 2:
+        return [load.indices[0] + line, load.indices[1] + column]
+    return [load.indices[0] + line * stride + column]
+
+
+def half(load, line, stride: int, k):
+    """Element k of a line of float16, or of words that hold two of them."""
     if load.source.dtype == "float16":
-        return tirx.Cast("float32", T.BufferLoad(load.source, [load.indices[0] + offset + k]))
-    word = T.BufferLoad(load.source, [load.indices[0] + offset + tirx.floordiv(k, 2)])
+        return tirx.Cast("float32", T.BufferLoad(load.source, indices(load, line, stride, k)))
+    word = T.BufferLoad(load.source, indices(load, line, stride, tirx.floordiv(k, 2)))
     bits = tirx.Cast("uint16", tirx.shift_right(word, tirx.Cast("uint32", tirx.floormod(k, 2) * 16)))
     return tirx.Cast("float32", tirx.reinterpret("float16", bits))
 

@@ -118,6 +118,10 @@ def test_device_time_by_kernel(runtime):
     kernel, x, y = add_one(64)["kernel"], *(runtime.place(np.zeros(64, np.int32)) for _ in range(2))
     times = runtime.profile(lambda: [kernel(x, y) for _ in range(3)])
     assert list(times) == ["kernel_kernel"] and times["kernel_kernel"][1] == 3 and times["kernel_kernel"][0] > 0
+    watch = runtime.stopwatch()
+    watch.start()
+    kernel(x, x)
+    assert 0 < watch.stop() < 10 and "device's own clock" in watch.method
 
 
 def test_devices_are_listed_and_found(vulkan):
