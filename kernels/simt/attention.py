@@ -22,7 +22,7 @@ from mlcrt.kernels.records import Attention
 from .common import Machine, Register, barrier, launch, local, prim_func, shared, strided, subgroup_reduce
 from .functions import tanh
 
-_MASKED = -1e30
+MASKED = -1e30
 
 
 @dataclass(frozen=True)
@@ -126,14 +126,14 @@ def attention(op: Attention, tiles: AttentionTiles, machine: Machine, name: str 
         q, out = T.match_buffer(q_handle, shape, "float32"), T.match_buffer(out_handle, shape, "float32")
         k_cache, v_cache = match_caches(op, k_handle, v_handle)
         space = T.match_buffer(space_handle, workspace_shape(op, splits, n), "float32")
-        slices = _Slices(op, tiles, machine, splits, n)
+        slices = Slices(op, tiles, machine, splits, n)
         slices.emit(q, k_cache, v_cache, position, space)
-        _join(op, machine, splits, slices.teams * slices.batch, n, position, space, out)
+        join(op, machine, splits, slices.teams * slices.batch, n, position, space, out)
 
     return prim_func(name, body)
 
 
-class _Slices:
+class Slices:
     """First kernel: one slice of positions for the query heads of one KV head.
 
     A K or V row is read by a team of lanes, `each` neighbouring elements (16 bytes of float16) a lane, so that a
@@ -183,9 +183,14 @@ class _Slices:
                 column = (kv_head * op.group + g) * op.head_dim + d
                 for e in range(each):
                     query.set(T.BufferLoad(q, [t, column + e]) * T.float32(op.scale), g * each + e)
-        peak = Register(T.float32(_MASKED), count=op.group)
+        peak = Register(T.float32(MASKED), count=op.group)
         weight = Register(T.float32(0), count=op.group)
         sums = Register(T.float32(0), count=op.group * each)
+        self.walk(k_cache, v_cache, kv_head, first, count, query, peak, weight, sums)
+        self.merge(space, t, kv_head, split, peak, weight, sums)
+
+    def walk(self, k_cache, v_cache, kv_head, first, count, query, peak, weight, sums) -> None:
+        """Take `count` positions from `first` on into the sums."""
         stride = self.teams * self.batch
         with T.serial(tirx.floordiv(count + stride - 1, stride)) as step:
             at = [T.bind(step * stride + b * self.teams + self.crew) for b in range(self.batch)]
@@ -193,7 +198,6 @@ class _Slices:
             keys = [self.read(k_cache, kv_head, p) for p in rows]
             values = [self.read(v_cache, kv_head, p) for p in rows]
             self.visit(keys, values, [i < count for i in at], query, peak, weight, sums)
-        self.merge(space, t, kv_head, split, peak, weight, sums)
 
     @contextlib.contextmanager
     def reaching(self):
@@ -232,7 +236,7 @@ class _Slices:
                 score = T.bind(subgroup_reduce(self.machine, dot.get(), lambda a, b: a + b, self.team))
                 if op.softcap is not None:
                     score = T.bind(T.float32(op.softcap) * tanh(score * T.float32(1.0 / op.softcap)))
-                scores.append(T.bind(tirx.Select(inside, score, T.float32(_MASKED))))
+                scores.append(T.bind(tirx.Select(inside, score, T.float32(MASKED))))
             new = T.bind(reduce(tirx.max, scores, peak.get(g)))
             shrink = T.bind(tirx.exp(peak.get(g) - new))
             shares = [
@@ -284,28 +288,29 @@ class _Slices:
             T.buffer_store(space, total.get(), [t, kv_head * op.group + thread, split, op.head_dim + 1])
 
 
-def visible_positions(op: Attention, position, t, splits: int, least: int):
-    """(first visible position, how many, positions of a slice) of token t; a slice has at least `least`."""
+def visible_positions(op: Attention, position, t, splits: int, least: int, own: bool = False):
+    """(first visible position, how many, positions of a slice) of token t; a slice has at least `least`. own: without
+    the token's own position, but never none, since the first slice has that one besides."""
     end = T.bind(T.BufferLoad(position, [0]) + t)
     begin = T.int32(0) if op.window is None else T.bind(tirx.max(end - (op.window - 1), 0))
-    visible = T.bind(end - begin + 1)
+    visible = T.bind(tirx.max(end - begin, 1) if own else end - begin + 1)
     share = T.bind(tirx.max(tirx.floordiv(visible + splits - 1, splits), least))
     return begin, visible, share
 
 
-def _join(op: Attention, machine: Machine, splits: int, least: int, n, position, space, out) -> None:
+def join(op: Attention, machine: Machine, splits: int, least: int, n, position, space, out, own: bool = False) -> None:
     """Second kernel: softmax-weighted sum of the slices that have positions."""
     threads = 64
     with launch(bx=op.heads, by=n, tx=threads) as (head, t, thread):
         machine.follow()
         # never under 16 bytes: compilers read ahead of a shorter loop, which memory checkers call out of bounds
         peaks, factors = shared((max(splits, 4),)), shared((max(splits, 4),))
-        _, visible, share = visible_positions(op, position, t, splits, least)
+        _, visible, share = visible_positions(op, position, t, splits, least, own)
         slices = T.bind(tirx.floordiv(visible + share - 1, share))
         with strided(slices, thread, threads) as i:
             T.buffer_store(peaks, T.BufferLoad(space, [t, head, i, op.head_dim]), [i])
         barrier()
-        top = Register(T.float32(_MASKED))
+        top = Register(T.float32(MASKED))
         with T.serial(slices) as i:
             top.set(tirx.max(top.get(), T.BufferLoad(peaks, [i])))
         with strided(slices, thread, threads) as i:

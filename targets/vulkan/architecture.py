@@ -9,7 +9,9 @@ from mlcrt.targets import host_machine
 
 SIZES = (8, 16, 32, 64)  # lanes of a subgroup: CPUs, Intel and Arm, NVIDIA and AMD, older AMD and Adreno
 _DEFAULT = ("s8", "s16", "s32", "s32m", "s64")
-_KNOWN = (*(f"s{size}{kind}" for size in SIZES for kind in ("", "f")), "s32m")
+# m, n, k of a variant's cooperative matrices: Intel's at 16 lanes, NVIDIA's (which also has 16x8x16) and AMD's at 32
+_MATRICES = {"s16m": (8, 16, 16), "s32m": (16, 16, 16)}
+_KNOWN = (*(f"s{size}{kind}" for size in SIZES for kind in ("", "f")), *_MATRICES)
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,11 @@ class Variant:
     @property
     def matrices(self) -> bool:
         return self.tag.endswith("m")
+
+    @property
+    def matrix(self) -> tuple[int, int, int]:
+        """Sizes m, n, k of its matrices."""
+        return _MATRICES[self.tag]
 
     @property
     def half(self) -> bool:

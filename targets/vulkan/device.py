@@ -14,7 +14,7 @@ import numpy as np
 
 from mlcrt.errors import MlcrtError
 from mlcrt.targets import ProbeResult
-from mlcrt.targets.device import DeviceRuntime
+from mlcrt.targets.device import DeviceRuntime, Stopwatch
 from mlcrt.targets.native import Sidecar, load_native, native_missing
 
 from .architecture import is_kinds, unknown
@@ -119,6 +119,43 @@ def _clear_errors() -> Iterator[None]:
         raise MlcrtError("Vulkan: " + lines[0].split("Vulkan: ", 1)[1]) from None
 
 
+class _Functions:
+    """A library's functions; what the sidecar says when one fails becomes the product's error."""
+
+    def __init__(self, library):
+        self._library = library
+
+    def __getitem__(self, name: str) -> Callable:
+        function = self._library[name]
+
+        def call(*arguments):
+            with _clear_errors():
+                return function(*arguments)
+
+        return call
+
+    def __getattr__(self, name: str):
+        return getattr(self._library, name)
+
+
+class Timestamps:
+    """Seconds that the device spends in kernels between start and stop, by its own clock."""
+
+    method = "the device's own clock around each kernel"
+
+    def __init__(self, index: int):
+        self._index, self._switch = index, _function("mlcrt.vulkan.profile")
+
+    def start(self) -> None:
+        self._switch(self._index, True)
+
+    def stop(self) -> float:
+        """Seconds since start."""
+        times = json.loads(str(_function("mlcrt.vulkan.profiled")(self._index)))
+        self._switch(self._index, False)
+        return sum(time for time, _ in times.values()) / 1e9
+
+
 class VulkanRuntime(DeviceRuntime):
     """A Vulkan device: the step is recorded once and replayed, and tokens stay there until they are asked for."""
 
@@ -141,7 +178,7 @@ class VulkanRuntime(DeviceRuntime):
 
     def load(self, library: Path):
         with _clear_errors():
-            return super().load(library)
+            return _Functions(super().load(library))
 
     def place(self, array: np.ndarray):
         with _clear_errors():
@@ -166,6 +203,26 @@ class VulkanRuntime(DeviceRuntime):
     def read(self, tensor, view=None) -> np.ndarray:
         with _clear_errors():
             return super().read(tensor, view)
+
+    def stopwatch(self) -> Stopwatch | Timestamps:
+        timed = next(d for d in devices() if d["id"] == self.index)["timestamps"]
+        return Timestamps(self.index) if timed else super().stopwatch()
+
+    def launches(self, step: Callable[[], None]) -> int | None:
+        recording = getattr(step, "replay", None)
+        return None if recording is None else recording.describe()["dispatches"]
+
+    def fetch(self, tensor) -> np.ndarray:
+        with _clear_errors():
+            return super().fetch(tensor)
+
+    def write(self, tensor, view, value: int) -> None:
+        with _clear_errors():
+            super().write(tensor, view, value)
+
+    def write_blocks(self, tensor, values: np.ndarray) -> None:
+        with _clear_errors():
+            super().write_blocks(tensor, values)
 
     def profile(self, function: Callable[[], None]) -> dict[str, tuple[int, int]]:
         """Kernel → (nanoseconds on the device, launches) of what `function` does; recorded steps are not seen."""

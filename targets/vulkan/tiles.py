@@ -10,18 +10,20 @@ from tvm.script.ir_builder import IRBuilder
 
 from mlcrt.errors import MlcrtError
 from mlcrt.kernels import Kernel
-from mlcrt.kernels.records import Linear, Moe
+from mlcrt.kernels.records import Attention, Linear, Moe
 from mlcrt.kernels.simt import Library, Machine, Tiles, experts_many
 from mlcrt.kernels.simt.attention import AttentionTiles
 from mlcrt.kernels.simt.linear import LinearTiles
 
-from . import build, matrix  # registers the code generator with TVM
+from . import build, experts, flash, matrix, plain, rope  # registers the code generator with TVM
 from .architecture import Variant, VulkanArch
+from .matrix import MatrixTiles
 
 # A block has 256 threads at most where the subgroup allows it, so that it runs on every device; small subgroups get
 # as many of them as fill a block of 64, large ones share a block of 4.
 _SUBGROUPS = 8
-_OPERATORS = ("linear", "rope_append", "attention", "finish_step", "moe")  # those whose kernels exchange between lanes
+# those whose kernels exchange between lanes
+_OPERATORS = ("linear", "rope_append", "attention", "rope_attention", "finish_step", "moe")
 
 
 def _exchange(value, mask: int):
@@ -44,30 +46,75 @@ def tiles(variant: Variant) -> Tiles:
     return Tiles(linear, AttentionTiles(subgroups=2 if small else 4))
 
 
-class MatrixLibrary(Library):
-    """Prefill's linear layers and experts with cooperative matrices."""
+def matrix_tiles(variant: Variant, op: Linear) -> MatrixTiles:
+    """How a variant with matrices computes a layer."""
+    return MatrixTiles(shape=variant.matrix)
+
+
+class KindLibrary(Library):
+    """The kernels of one variant; `mixed`: in a library that has a variant with matrices."""
+
+    def __init__(self, variant: Variant, kv_dtype: str, mixed: bool):
+        super().__init__(tiles(variant), kv_dtype, machine(variant))
+        self.variant, self.mixed = variant, mixed
+
+    def _prepares(self, op: Linear) -> bool:
+        """Whether a layer's kernels are those of a library with matrices."""
+        return self.mixed and matrix.suits(op)
+
+    def linear_scratch(self, op: Linear, n) -> list:
+        return [matrix.prepared_shape(op, n)] if self._prepares(op) else []
 
     def build_linear(self, op: Linear, name: str):
-        return matrix.linear(op, self.machine, name)
+        if not self._prepares(op):
+            return super().build_linear(op, name)
+        if self.variant.matrices:
+            return matrix.linear(op, matrix_tiles(self.variant, op), self.machine, name)
+        return plain.linear(op, self.tiles.linear, self.machine, name)
+
+    def build_attention(self, op: Attention, name: str):
+        if self.variant.matrices:
+            return flash.attention(op, self.variant.matrix, self.machine, name)
+        return super().build_attention(op, name)
+
+    def fuses_rope(self, a: dict) -> bool:
+        return True
+
+    def build_rope_attention(self, op: Attention, name: str):
+        return rope.rope_attention(op, self.tiles.attention, self.machine, name)
+
+    def rope_attention_scratch(self, op: Attention) -> list:
+        return self.attention_scratch(op, 1)
+
+    def stands_in(self, operator: str, op) -> bool:
+        """Whether this variant has kernels of its own for an operator."""
+        if not self.variant.matrices:
+            return True
+        if operator == "attention":
+            return flash.suits(op, self.tiles.attention.splits_of(op))
+        if operator == "moe":
+            return self.variant.lanes == experts.LANES and self.variant.matrix == experts.SHAPE and experts.suits(op)
+        return operator == "linear" and matrix.suits(op)
 
     def expert_products(self, op: Moe):
+        if not self.variant.matrices:
+            return super().expert_products(op)
         return experts_many.Products(
-            self.tiles.linear, self.machine, matrix.TOKENS, matrix.product, slots_for=experts_many.TILE
+            self.tiles.linear, self.machine, experts.TOKENS, experts.product, slots_for=experts_many.TILE
         )
 
 
-class VariantLibrary(Library):
+class VariantLibrary(KindLibrary):
     """The kernels of every variant of an architecture: the first is what the host calls, the others stand in for it."""
 
     def __init__(self, arch: VulkanArch, kv_dtype: str):
         first, *others = arch.variants
-        super().__init__(tiles(first), kv_dtype, machine(first))
+        mixed = any(v.matrices for v in others)
+        super().__init__(first, kv_dtype, mixed)
         self.first = first
         if others or first.lanes > 8:
             self.chunk = 512  # enough blocks to fill a GPU
-        self.others = {
-            v: (MatrixLibrary if v.matrices else Library)(tiles(v), kv_dtype, machine(v)) for v in others
-        }
+        self.others = {v: KindLibrary(v, kv_dtype, mixed) for v in others}
 
     def __getattribute__(self, name: str):
         if name not in _OPERATORS:
@@ -80,7 +127,7 @@ class VariantLibrary(Library):
         variants = {}
         for variant, library in self.others.items():
             other: Kernel = getattr(library, operator)(attributes, args)
-            if variant.matrices and not (operator in ("linear", "moe") and matrix.suits(other.key[1])):
+            if not library.stands_in(operator, other.key[1]):
                 continue
             if [tuple(map(str, s)) for s in other.scratch] != [tuple(map(str, s)) for s in kernel.scratch]:
                 raise MlcrtError(f"{kernel.name} needs other workspaces for {variant.tag} than for {self.first.tag}")

@@ -1,5 +1,5 @@
-"""The cooperative-matrix kernel: its SPIR-V is valid, and with the matrix calls written out as loops (each lane keeps
-eight elements of a piece) its staging, tiling and epilogues compute what NumPy computes."""
+"""The cooperative-matrix kernels: their SPIR-V is valid, and with the matrix calls written out as loops (each lane
+keeps its share of a piece) their staging, tiling and epilogues compute what NumPy computes."""
 
 from __future__ import annotations
 
@@ -8,111 +8,63 @@ import pytest
 import tvm
 from device import validate
 from harness import error, random_weight, unwritten
+from matrix_loops import LANES, stand_in
 from moe_case import Case, spaces
-from tvm import tirx
-from tvm.script.ir_builder import tirx as T
 
-from mlcrt.kernels.records import Linear, Moe
-from mlcrt.kernels.simt.common import local
+from mlcrt.kernels.records import Attention, Linear, Moe
 from mlcrt.quant.scheme import SCHEMES
-from mlcrt.targets.vulkan import matrix
+from mlcrt.targets.vulkan import experts, flash, matrix
 from mlcrt.targets.vulkan.architecture import Variant
 from mlcrt.targets.vulkan.codegen import compile_kernels, lower
-from mlcrt.targets.vulkan.tiles import MatrixLibrary, machine, tiles
+from mlcrt.targets.vulkan.matrix import MatrixTiles
+from mlcrt.targets.vulkan.tiles import KindLibrary, machine
 
+SMALL = MatrixTiles(32, 64, 32, 16, 32)
 CASES = [
-    ("q4f16_1", {"norm_eps": 1e-5, "gate": "silu"}),
-    ("q4f16_1", {"residual": True}),
-    ("q4f16_asym", {"bias": True, "norm_eps": 1e-6}),
-    ("q8f16_1", {"gate": "gelu_tanh"}),
-    ("q3f16_1", {}),
-    ("q0f16", {"bias": True, "residual": True}),
-    ("q0f32", {"norm_eps": 1e-5}),
+    ("q4f16_1", {"norm_eps": 1e-5, "gate": "silu"}, MatrixTiles(64, 64, 32, 32, 32)),
+    ("q4f16_1", {"residual": True}, SMALL),
+    ("q4f16_asym", {"bias": True, "norm_eps": 1e-6}, MatrixTiles(64, 64, 32, 32, 32, double=False)),
+    ("q8f16_1", {"gate": "gelu_tanh"}, MatrixTiles(32, 64, 32, 16, 32, shape=(16, 8, 16))),
+    ("q3f16_1", {}, MatrixTiles(32, 64, 32, 16, 32, double=False, shape=(8, 16, 16))),
+    ("q0f16", {"bias": True, "residual": True}, SMALL),
 ]
-_IDS = [f"{scheme}-{'-'.join(switches) or 'plain'}" for scheme, switches in CASES]
-TOKENS, UNITS, COLUMNS = 140, 144, 64
+_IDS = [f"{scheme}-{'-'.join(switches) or 'plain'}" for scheme, switches, _ in CASES]
+TOKENS, UNITS, COLUMNS = 43, 80, 96
 
 
-def build(scheme: str, switches: dict):
+def build(scheme: str, switches: dict, tiles: MatrixTiles, variant: str):
     rows = 2 * UNITS if switches.get("gate") else UNITS
     op = Linear(SCHEMES[scheme].row_major(), rows, COLUMNS, None, **switches)
-    assert matrix.suits(op)
-    function = matrix.linear(op, machine(Variant("s32m")))
+    assert matrix.suits(op) and COLUMNS % tiles.depth == 0
+    function = matrix.linear(op, tiles, machine(Variant(variant)))
     return op, tvm.IRModule({"linear": function.with_attr("global_symbol", "linear")})
 
 
-@pytest.mark.parametrize(("scheme", "switches"), CASES, ids=_IDS)
-def test_valid(scheme, switches):
-    (shader,) = compile_kernels(lower(build(scheme, switches)[1]))
-    validate(shader)
-    assert {"cooperativeMatrix", "vulkanMemoryModel", matrix.SHAPE} <= set(shader.requirements)
-    assert shader.workgroup_size == (256, 1, 1) and shader.subgroup and shader.shared_bytes <= 49152
-
-
-class _Loops:
-    """Stands in for the matrix calls: accumulators are eight registers a lane, products read workgroup memory."""
-
-    def __init__(self):
-        self.held = {}
-
-    def __call__(self, name: str, *arguments) -> None:
-        getattr(self, name.removeprefix("matrix_"))(*arguments)
-
-    def place(self, element: int):
-        """Row and column of a lane's element of a 16x16 piece."""
-        at = tirx.floormod(self.thread, 32) * 8 + element
-        return tirx.floordiv(at, 16), tirx.floormod(at, 16)
-
-    def fill(self, number: int, value) -> None:
-        if not self.held:
-            self.accumulators = local((64,))
-        for e in range(8):
-            T.buffer_store(self.accumulators, value, [number * 8 + e])
-        self.held["c"] = True
-
-    def load_a(self, number: int, address, stride: int) -> None:
-        self.held["a", number] = address.args[0]
-
-    def load_b(self, number: int, address, stride: int) -> None:
-        self.held["b", number] = address.args[0]
-
-    def multiply_add(self, c: int, a: int, b: int) -> None:
-        left, right = self.held["a", a], self.held["b", b]
-        with T.serial(8) as e:
-            row, column = self.place(e)
-            with T.serial(16) as k:
-                values = [
-                    tirx.Cast("float32", T.BufferLoad(load.source, [load.indices[0] + line, load.indices[1] + k]))
-                    for load, line in ((left, row), (right, column))
-                ]
-                total = T.BufferLoad(self.accumulators, [c * 8 + e]) + values[0] * values[1]
-                T.buffer_store(self.accumulators, total, [c * 8 + e])
-
-    def store(self, number: int, address, stride: int) -> None:
-        load = address.args[0]
-        with T.serial(8) as e:
-            row, column = self.place(e)
-            value = T.BufferLoad(self.accumulators, [number * 8 + e])
-            T.buffer_store(load.source, value, [load.indices[0] + row, load.indices[1] + column])
+@pytest.mark.parametrize(("scheme", "switches", "tiles"), CASES, ids=_IDS)
+def test_valid(scheme, switches, tiles):
+    shaders = compile_kernels(lower(build(scheme, switches, tiles, "s32m")[1]))
+    prepare, product = sorted(shaders, key=lambda shader: shader.name)
+    for shader in shaders:
+        validate(shader)
+    m, n, k = tiles.shape
+    needed = {"cooperativeMatrix", "vulkanMemoryModel", f"matrix:{m}x{n}x{k}:f16:f32"}
+    assert needed <= set(product.requirements) and not needed & set(prepare.requirements)
+    assert product.workgroup_size == (32 * tiles.subgroups, 1, 1)
+    assert product.subgroup and product.shared_bytes <= 49152
 
 
 @pytest.fixture
 def loops(monkeypatch):
-    stand_in = _Loops()
-    monkeypatch.setattr(matrix, "_call", stand_in)
-    prepare = matrix._Matrix.prepare
+    def sums(product):
+        m, n, _ = product.tiles.shape
+        return product.tiles.subgroup_tokens * product.tiles.subgroup_rows // (m * n)
 
-    def noting(self):
-        stand_in.thread, stand_in.held = self.thread, {}
-        prepare(self)
-
-    monkeypatch.setattr(matrix._Matrix, "prepare", noting)
-    return stand_in
+    stand_in(monkeypatch, matrix, "_Product", sums, lambda p: p.tiles.subgroup_tokens // p.tiles.shape[0])
 
 
-@pytest.mark.parametrize(("scheme", "switches"), CASES[:2], ids=_IDS[:2])
-def test_against_numpy(vulkan, loops, run_kernel, scheme, switches):
-    op, module = build(scheme, switches)
+@pytest.mark.parametrize(("scheme", "switches", "tiles"), CASES, ids=_IDS)
+def test_against_numpy(vulkan, loops, run_kernel, scheme, switches, tiles):
+    op, module = build(scheme, switches, tiles, f"s{LANES}")
     rng = np.random.default_rng(5)
     parts, weight = random_weight(rng, op.scheme, op.rows, COLUMNS)
     x = rng.standard_normal((TOKENS, COLUMNS)).astype(np.float32)
@@ -134,18 +86,67 @@ def test_against_numpy(vulkan, loops, run_kernel, scheme, switches):
         residual = rng.standard_normal((TOKENS, UNITS)).astype(np.float32)
         arguments.append(residual)
         expected = expected + residual
-    (got,) = run_kernel(module, arguments, [np.full((TOKENS, UNITS), np.nan, np.float32)])
+    outputs = [np.full((TOKENS, UNITS), np.nan, np.float32), np.zeros((TOKENS, COLUMNS // 2), np.uint32)]
+    got, _ = run_kernel(module, arguments, outputs)
     assert not np.isnan(got).any()
     # float16 activations and weights; a gate multiplies two such sums
     assert np.abs(got - expected).max() <= (1e-2 if op.gate else 4e-3) * np.sqrt((expected**2).mean())
 
 
-def test_experts_against_numpy(vulkan, loops, run_kernel):
+ATTENTIONS = [
+    (Attention(4, 2, 32, None, "float16", 0.2), (4, 16, 16), 0),
+    (Attention(3, 1, 48, None, "float16", 0.2, window=20, softcap=3.0), (8, 16, 16), 37),
+]
+
+
+@pytest.mark.parametrize(("op", "shape", "position"), ATTENTIONS, ids=["plain", "window-softcap"])
+def test_attention_against_numpy(vulkan, monkeypatch, run_kernel, op, shape, position):
+    """Scores of 70 tokens after `position` others: several steps, subgroups with few tokens, masks inside a step."""
+    stand_in(monkeypatch, flash, "_Flash", lambda f: f.steps + 3, lambda f: f.steps + 1)
+    function = flash.attention(op, shape, machine(Variant(f"s{LANES}")))
+    tokens, blocks, rng = 70, 9, np.random.default_rng(3)
+    q = rng.standard_normal((tokens, op.heads * op.head_dim)).astype(np.float32) * 3
+    k, v = (rng.standard_normal((op.kv_heads, blocks * 16, op.head_dim)).astype(np.float16) for _ in range(2))
+    k[:, position + tokens :] = np.nan  # nobody may look there
+    v[:, position + tokens :] = np.nan
+    caches = [cache.reshape(op.kv_heads, blocks, 16 * op.head_dim) for cache in (k, v)]
+    outputs = [np.full_like(q, np.nan), np.zeros((tokens, op.heads, 1, op.head_dim + 2), np.float32)]
+    module = tvm.IRModule({"attention": function.with_attr("global_symbol", "attention")})
+    got, _ = run_kernel(module, [q, *caches, np.array([position], np.int32)], outputs)
+    expected = np.empty((tokens, op.heads, op.head_dim))
+    for t in range(tokens):
+        first = 0 if op.window is None else max(0, position + t - op.window + 1)
+        seen = slice(first, position + t + 1)
+        for head in range(op.heads):
+            query = q[t].reshape(op.heads, -1)[head].astype(np.float64)
+            scores = k[head // op.group, seen].astype(np.float64) @ query * op.scale
+            if op.softcap:
+                scores = op.softcap * np.tanh(scores / op.softcap)
+            weights = np.exp(scores - scores.max())
+            expected[t, head] = weights @ v[head // op.group, seen].astype(np.float64) / weights.sum()
+    assert np.abs(got - expected.reshape(tokens, -1)).max() <= 5e-3
+
+
+@pytest.mark.parametrize("head_dim", [64, 80, 128])
+def test_attention_is_valid(head_dim):
+    op = Attention(8, 2, head_dim, None, "float16", 0.1)
+    assert flash.suits(op, 1)
+    function = flash.attention(op, (16, 16, 16), machine(Variant("s32m")))
+    module = tvm.IRModule({"attention": function.with_attr("global_symbol", "attention")})
+    for shader in compile_kernels(lower(module)):
+        validate(shader)
+        assert shader.shared_bytes <= 49152
+
+
+def test_experts_against_numpy(vulkan, monkeypatch, run_kernel):
     """Tiles of one expert's tokens, rows gathered; the choice needs the subgroups of the device at hand."""
-    scheme, variant = SCHEMES["q4f16_1"], Variant("s8")
+    stand_in(monkeypatch, experts, "_Matrix", lambda _: 8, lambda _: 4, experts.LANES)
+    scheme, name = SCHEMES["q4f16_1"], "moe__v_s8_"
     op = Moe(scheme, scheme, 64, 96, 3, 2, True, "silu", None, 1e-5, True)
-    library = MatrixLibrary(tiles(variant), "float16", machine(variant))
-    name = "moe__v_s8_"
+    library = KindLibrary(Variant("s8"), "float16", True)
+    products = KindLibrary(Variant("s32m"), "float16", True).expert_products(op)
+    products.machine = library.machine
+    monkeypatch.setattr(library, "expert_products", lambda _: products)
     module = tvm.IRModule({name: library.build_moe(op, name).with_attr("global_symbol", name)})
     inputs, expected = Case(op)(TOKENS)
     y = run_kernel(module, inputs, [unwritten(TOKENS, op.hidden), *spaces(library, op, TOKENS)])[0]

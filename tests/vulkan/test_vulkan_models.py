@@ -24,7 +24,9 @@ from mlcrt.runtime.sampler import Sampler
 from mlcrt.runtime.sampling import SamplingParams
 
 TOLERANCE = 2e-4  # of the logits' standard deviation, in float32
-_CASES = tiny.cases()
+# CI compiles those between which the kernels differ: soft caps, windows, groups of seven, biases, norms, experts
+_KINDS = ("gemma2_softcap", "llama3_gqa7", "phi3_longrope", "qwen2_yarn", "qwen3_norms", "qwen3_moe")
+_CASES = tiny.cases() if os.environ.get("MLCRT_ALL_FAMILIES") else list(_KINDS)
 
 
 def _compile(case: str, root: Path) -> Path:
@@ -106,28 +108,22 @@ def smollm2(vulkan, tmp_path_factory):
 
 
 def test_smollm2_answers_with_the_tokens_of_the_cpu(smollm2):
-    answers = {}
+    """In a chat, and where the device feeds itself with the step replayed."""
+    answers, runs = {}, {}
     for target in ("cpu", "vulkan"):
         with ChatModule(smollm2, device=target, context=256) as chat:
             answers[target] = chat.generate("Name three rivers.", max_tokens=10, temperature=0.0)
+            engine = chat.engine
+            engine.rollback(0)
+            engine.prefill([1, 9690, 198, 2683, 338])
+            runs[target] = engine.greedy(4)
+            if target == "vulkan":
+                recorded, memory = engine._decode.replay.describe(), engine.runtime.memory()
     assert answers["vulkan"] == answers["cpu"] and len(answers["cpu"].split()) >= 3
-
-
-def test_smollm2_replays_its_step(smollm2):
-    prompt = [1, 9690, 198, 2683, 338]
-    runs = {}
-    for target in ("cpu", "vulkan"):
-        engine = Engine(smollm2, target, context=64)
-        engine.prefill(prompt)
-        runs[target] = engine.greedy(8)
-        if target == "vulkan":
-            recorded = engine._decode.replay.describe()
-            plan = engine._runtime.memory()
-        engine.close()
     assert runs["vulkan"] == runs["cpu"]
-    # 30 layers of seven kernels and what stands around them; the rotary tables need not wait for the embedding
-    assert 200 < recorded["dispatches"] < 230 and recorded["barriers"] < recorded["dispatches"]
-    assert plan["fallback"] == 0 and plan["blocks"] < 20
+    # 30 layers of six kernels and what stands around them; the rotary tables need not wait for the embedding
+    assert 180 < recorded["dispatches"] < 200 and recorded["barriers"] < recorded["dispatches"]
+    assert memory["fallback"] == 0 and memory["blocks"] < 20
 
 
 _LAYER = Path("/usr/share/vulkan/explicit_layer.d/VkLayer_khronos_validation.json")
@@ -149,12 +145,12 @@ print("done")
 """
 
 
-def test_validation_layers_find_nothing(smollm2, tmp_path):
+def test_validation_layers_find_nothing(compiled, tmp_path):
     if not _LAYER.exists():
         unavailable("the Vulkan validation layers are not installed (Debian: vulkan-validationlayers)")
     wanted = {"VK_INSTANCE_LAYERS": "VK_LAYER_KHRONOS_validation", "VK_LOADER_DEBUG": "layer"}
     done = subprocess.run(
-        [sys.executable, "-c", _WORK, str(smollm2), str(tmp_path / "session")],
+        [sys.executable, "-c", _WORK, str(compiled(_CASES[0])), str(tmp_path / "session")],
         capture_output=True, text=True, env={**os.environ, **wanted}, timeout=170,
     )  # fmt: skip
     said = done.stdout + done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ from tvm.script.ir_builder import tirx as T
 from mlcrt.errors import MlcrtError, UsageError
 from mlcrt.kernels.simt.common import launch, prim_func
 from mlcrt.targets import all_targets, parse_target
+from mlcrt.targets.cpu.link import link
 from mlcrt.targets.vulkan import attributes
 from mlcrt.targets.vulkan import device as host
 from mlcrt.targets.vulkan.build import _divisor, build  # noqa: F401  importing it registers the code generator
@@ -116,6 +118,10 @@ def test_device_time_by_kernel(runtime):
     kernel, x, y = add_one(64)["kernel"], *(runtime.place(np.zeros(64, np.int32)) for _ in range(2))
     times = runtime.profile(lambda: [kernel(x, y) for _ in range(3)])
     assert list(times) == ["kernel_kernel"] and times["kernel_kernel"][1] == 3 and times["kernel_kernel"][0] > 0
+    watch = runtime.stopwatch()
+    watch.start()
+    kernel(x, x)
+    assert 0 < watch.stop() < 10 and "device's own clock" in watch.method
 
 
 def test_devices_are_listed_and_found(vulkan):
@@ -187,6 +193,65 @@ def test_allocations_stay_under_the_drivers_largest(vulkan):
 def test_too_large_a_tensor_is_refused_in_one_sentence(runtime):
     with pytest.raises(RuntimeError, match="has no room for 17592186 MB"):
         tvm.runtime.empty((1 << 44,), "uint8", runtime.device)
+
+
+@pytest.fixture(scope="module")
+def faulty_loader(vulkan, tmp_path_factory) -> dict[str, str]:
+    """Environment in which Vulkan calls fail as FAULT says."""
+    from mlcrt.targets.native import compiler
+
+    folder = tmp_path_factory.mktemp("loader")
+    source, includes = Path(__file__).with_name("faulty_loader.cc"), Path(host.__file__).parent / "native"
+    flags = ["-std=c++17", "-shared", "-fPIC", f"-I{includes}", "-ldl"]
+    subprocess.run([compiler(), *flags, str(source), "-o", str(folder / "libvulkan.so.1")], check=True)
+    ctypes.CDLL("libvulkan.so.1")
+    real = next(line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libvulkan.so" in line)
+    return {"LD_LIBRARY_PATH": str(folder), "REAL_VULKAN": real}
+
+
+_COUNT = """
+import numpy as np, tvm
+from mlcrt.errors import MlcrtError
+from mlcrt.targets.vulkan import device as host
+device = host.runtime()
+try:
+    held = [device.place(np.zeros(100_000, np.int32))]
+    kernel = host._Functions(tvm.runtime.load_module("LIBRARY"))["kernel"]
+    for _ in range(6):
+        kernel(held[0], held[0])
+        held.append(device.place(device.read(held[0])))
+        held.append(device.place(np.zeros(40_000_000, np.int8)))
+    print("counted to", device.read(held[0]).max())
+except MlcrtError as error:
+    print(error)
+"""
+_LOST, _NO_MEMORY = -4, -2
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("", "counted to 6"),
+        (f"vkQueueSubmit:3:{_LOST}", "Vulkan: handing commands to the device failed: the device was lost"),
+        (f"vkWaitSemaphores:2:{_LOST}", "Vulkan: waiting for the device failed: the device was lost"),
+        (f"vkAllocateMemory:2:{_NO_MEMORY}", "MB are in use; choose a smaller --context or model"),
+    ],
+    ids=["none", "lost-at-submission", "lost-while-waiting", "no-memory"],
+)
+def test_a_failing_driver_ends_in_one_sentence(faulty_loader, counting_library, fault, said):
+    """Also afterwards nothing aborts: tensors are freed on a device that answers no more."""
+    done = in_a_process(_COUNT.replace("LIBRARY", str(counting_library)), FAULT=fault, **faulty_loader)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert said in line
+
+
+@pytest.fixture(scope="module")
+def counting_library(tmp_path_factory) -> Path:
+    """A library whose `kernel` adds one to 100,000 integers."""
+    path = tmp_path_factory.mktemp("library") / "lib.so"
+    add_one(100_000).export_library(str(path), fcompile=link)
+    return path
 
 
 def test_pipelines_are_cached_on_disk(vulkan, tmp_path):

@@ -137,13 +137,13 @@ class Module:
         element = self.type(dtype)
         return element if lanes == 1 else self._unique_global(("vector", element, lanes), "TypeVector", element, lanes)
 
-    def matrix(self, dtype: DType, use: int) -> int:
-        """A 16x16 cooperative matrix of the subgroup."""
+    def matrix(self, dtype: DType, rows: int, columns: int, use: int) -> int:
+        """A cooperative matrix of the subgroup."""
         self.use(dtype)
         self.capabilities |= {"CooperativeMatrixKHR", "VulkanMemoryModel"}
-        sizes = [self.constant(U32, value) for value in (spirv.SUBGROUP_SCOPE, 16, 16, use)]
+        sizes = [self.constant(U32, value) for value in (spirv.SUBGROUP_SCOPE, rows, columns, use)]
         element = self.type(dtype)
-        return self._unique_global(("matrix", element, use), "TypeCooperativeMatrixKHR", element, *sizes)
+        return self._unique_global(("matrix", element, rows, columns, use), "TypeCooperativeMatrixKHR", element, *sizes)
 
     def array(self, element: int, length: int) -> int:
         return self._unique_global(("array", element, length), "TypeArray", element, self.constant(U32, length))
@@ -257,4 +257,3 @@ def _string(text: str) -> tuple[int, ...]:
     raw = text.encode() + b"\0"
     raw += b"\0" * (-len(raw) % 4)
     return struct.unpack(f"<{len(raw) // 4}I", raw)
-

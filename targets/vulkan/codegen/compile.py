@@ -68,6 +68,8 @@ def _compile(function: tirx.PrimFunc, name: str, wide_half: bool) -> ShaderModul
     code = module.assemble(workgroup)
     calls = expressions.intrinsics
     requirements = {feature for c in module.capabilities for feature in FEATURES_OF_CAPABILITY[c]} | properties
+    if calls.matrices.requirement:
+        requirements.add(calls.matrices.requirement)
     if calls.extended_types:
         requirements.add("shaderSubgroupExtendedTypes")
     attributes = function.attrs

@@ -9,6 +9,8 @@ Kernels reach what TensorIR has no operator for through call_pure_extern(dtype, 
     dot4_i8 (a, b, c)  dot4_u8 (a, b, c)                          c + the sum of four byte products of two 32-bit words
     dot8_f16 (w, x)                                               float32 sum of (code - 8) * x over the 4-bit codes of
                                                                   a word; x: float16x8 of elements 0 4 1 5 2 6 3 7
+    unpack8_f16 (w, s)                                            uint32x4: (code - 8) * s as float16 of the 4-bit codes
+                                                                  0 4 1 5 2 6 3 7 of a word, two to a word; s: float16
     matrix_… see matrices.py
 """
 
@@ -55,7 +57,7 @@ class Intrinsics:
         self.min_subgroup_size = 1
         self.subgroup = False
         self.extended_types = False
-        self._matrices = Matrices(expressions)
+        self.matrices = Matrices(expressions)
         self._loops: list[tuple[int, int]] = []  # (merge, continue) of the loops around
         self._special: dict[str, Callable] = {
             "if_then_else": lambda c: self.x.conditional(*c.args),
@@ -107,9 +109,11 @@ class Intrinsics:
         dtype = dtypes.of(call)[0]
         if name.startswith("matrix_"):
             self.subgroup = True
-            return self._matrices.call(name, arguments)
+            return self.matrices.call(name, arguments)
         if name == "dot8_f16":
             return [self._dot8(self.x.scalar(arguments[0]), self.x.lanes(arguments[1]))]
+        if name == "unpack8_f16":
+            return self._unpack8(self.x.scalar(arguments[0]), self.x.scalar(arguments[1]))
         if name in _DOTS:
             return [self._dot(_DOTS[name], *(self.x.scalar(a) for a in arguments))]
         if not name.startswith("subgroup_"):
@@ -186,13 +190,15 @@ class Intrinsics:
         product = self.m.pure(operation, self.m.type(I32), a, b, spirv.PACKED_4X8)
         return self.a.binary("Add", I32, product, c)
 
-    def _dot8(self, word: int, x: list[int]) -> int:
-        """Two codes at once as float16: or-ing one into the mantissa of 1024 gives 1024 + code, and one that is four
-        bits further up 1024 + 16 * code."""
-        m, pair, single = self.m, self.m.vector(F16, 2), self.m.type(F16)
+    def _codes8(self, word: int) -> list[int]:
+        """The 4-bit codes of a word less 8 as pairs of float16, in the order 0 4, 1 5, 2 6, 3 7.
+
+        Two codes at once: or-ing one into the mantissa of 1024 gives 1024 + code, and one that is four bits further up
+        1024 + 16 * code."""
+        m, pair = self.m, self.m.vector(F16, 2)
         m.use(F16)
         upper = self.a.binary("RShift", U32, word, m.constant(U32, 8))
-        total = None
+        pairs = []
         for i, (source, mask) in enumerate(
             ((word, 0x000F000F), (word, 0x00F000F0), (upper, 0x000F000F), (upper, 0x00F000F0))
         ):
@@ -204,6 +210,12 @@ class Intrinsics:
             else:
                 scale, offset = m.constant_vector(F16, 2, 1 / 16), m.constant_vector(F16, 2, -72.0)
                 value = m.pure("ExtInst", pair, m.glsl, spirv.EXT["Fma"], value, scale, offset)
+            pairs.append(value)
+        return pairs
+
+    def _dot8(self, word: int, x: list[int]) -> int:
+        m, pair, single, total = self.m, self.m.vector(F16, 2), self.m.type(F16), None
+        for i, value in enumerate(self._codes8(word)):
             factor = m.pure("CompositeConstruct", pair, x[2 * i], x[2 * i + 1])
             if total is None:
                 total = m.pure("FMul", pair, value, factor)
@@ -211,6 +223,12 @@ class Intrinsics:
                 total = m.pure("ExtInst", pair, m.glsl, spirv.EXT["Fma"], value, factor, total)
         low, high = (m.pure("CompositeExtract", single, total, i) for i in range(2))
         return self.a.binary("Add", F32, self.a.cast(F32, F16, low), self.a.cast(F32, F16, high))
+
+    def _unpack8(self, word: int, scale: int) -> list[int]:
+        pair = self.m.vector(F16, 2)
+        factor = self.m.pure("CompositeConstruct", pair, scale, scale)
+        values = [self.m.pure("FMul", pair, value, factor) for value in self._codes8(word)]
+        return [self.m.scalar("Bitcast", U32, value) for value in values]
 
     def _dp4a(self, call) -> list[int]:
         """dp4a(int8x4 or uint8x4, same, 32-bit accumulator)."""

@@ -28,7 +28,7 @@ FEATURES_OF_CAPABILITY = {
     "GroupNonUniformShuffle": ("subgroup:shuffle",),
     "DotProduct": ("shaderIntegerDotProduct",),
     "DotProductInput4x8BitPacked": ("shaderIntegerDotProduct",),
-    "CooperativeMatrixKHR": ("cooperativeMatrix", "matrix:16x16x16:f16:f32"),
+    "CooperativeMatrixKHR": ("cooperativeMatrix",),  # and the shape, which the emitter names
     "VulkanMemoryModel": ("vulkanMemoryModel",),
     "SignedZeroInfNanPreserve": (),  # per width: the emitter names the properties
 }

@@ -52,7 +52,10 @@ class VulkanDeviceAPI final : public tvm::runtime::DeviceAPI {
     return reinterpret_cast<void*>(Device::Get(device.device_id)->Allocate(size));
   }
   void FreeDataSpace(tvm::Device device, void* address) final {
-    Device::Get(device.device_id)->Free(reinterpret_cast<VkDeviceAddress>(address));
+    try {
+      Device::Get(device.device_id)->Free(reinterpret_cast<VkDeviceAddress>(address));
+    } catch (const std::exception&) {  // a lost device: tensors end in destructors, where nothing may be thrown
+    }
   }
   void StreamSync(tvm::Device device, TVMStreamHandle) final { Device::Get(device.device_id)->Wait(); }
   bool SupportsDevicePointerArithmeticsOnHost() final { return true; }

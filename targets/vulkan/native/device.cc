@@ -4,6 +4,7 @@
 #include <cstring>
 #include <map>
 #include <sstream>
+#include <thread>
 
 #include "check.h"
 
@@ -13,6 +14,24 @@ namespace {
 constexpr uint64_t kStage = 32 << 20, kArguments = 1 << 16, kInlineUpload = 16384;
 constexpr uint32_t kQueries = 4096;
 constexpr size_t kManyRanges = 64;
+constexpr uint32_t kSend = 16;  // dispatches after which the device gets them, so that it works while more are recorded
+constexpr uint64_t kSplitCopy = 4 << 20;  // bytes from which on threads share a copy
+
+// memcpy by several threads: one alone does not keep a bus busy, and pages of a file are read in as they are touched.
+void CopyOnHost(char* to, const char* from, uint64_t size) {
+  uint64_t count = std::min<uint64_t>({4, std::thread::hardware_concurrency(), size / kSplitCopy});
+  if (count < 2) {
+    std::memcpy(to, from, size);
+    return;
+  }
+  uint64_t part = (size / count + 4095) / 4096 * 4096;
+  std::vector<std::thread> others;
+  for (uint64_t at = part; at < size; at += part) {
+    others.emplace_back([=] { std::memcpy(to + at, from + at, std::min(part, size - at)); });
+  }
+  std::memcpy(to, from, part);
+  for (std::thread& other : others) other.join();
+}
 
 }  // namespace
 
@@ -204,6 +223,7 @@ void Device::Flush() {
   if (open_ == nullptr) return;
   VkCommandBuffer commands = open_;
   open_ = nullptr;
+  unsent_ = 0;
   Check(fn_.vkEndCommandBuffer(commands), "ending commands");
   Submit({commands});
   submitted_.push_back({commands, tick_});
@@ -265,7 +285,7 @@ void Device::Upload(const char* from, VkDeviceAddress to, uint64_t size) {
   }
   if (target->map != nullptr) {
     Wait();
-    std::memcpy(target->map + at, from, size);
+    CopyOnHost(target->map + at, from, size);
     return;
   }
   Order(&access, 1, true);
@@ -279,7 +299,7 @@ void Device::Upload(const char* from, VkDeviceAddress to, uint64_t size) {
     info.pValues = &stage.tick;
     Check(fn_.vkWaitSemaphores(handle_, &info, ~0ull), "waiting for a copy");
     uint64_t part = std::min(kStage, size - done);
-    std::memcpy(stage.block->map, from + done, part);
+    CopyOnHost(stage.block->map, from + done, part);
     CopyBuffers(stage.block->buffer, 0, target->buffer, at + done, part);
     Flush();
     stage.tick = tick_;
@@ -296,7 +316,7 @@ void Device::Download(VkDeviceAddress from, char* to, uint64_t size) {
   Block* source = piece.block;
   if (source->map != nullptr && source->place->cached) {
     Wait();
-    std::memcpy(to, source->map + at, size);
+    CopyOnHost(to, source->map + at, size);
     return;
   }
   if (down_.block == nullptr) down_.block = memory_->Staging(kStage, true);
@@ -306,7 +326,7 @@ void Device::Download(VkDeviceAddress from, char* to, uint64_t size) {
     Order(&access, 1, true);
     CopyBuffers(source->buffer, at + done, down_.block->buffer, 0, part);
     Wait();
-    std::memcpy(to + done, down_.block->map, part);
+    CopyOnHost(to + done, down_.block->map, part);
   }
 }
 
@@ -409,6 +429,7 @@ void Device::Dispatch(const Pipeline& pipeline, const char* block, uint32_t byte
     fn_.vkCmdWriteTimestamp(commands, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, queries_, timed_.size() * 2 + 1);
     timed_.push_back(pipeline.name);
   }
+  if (!recording_ && !timed && ++unsent_ >= kSend) Flush();
 }
 
 // ---- recordings
@@ -449,6 +470,7 @@ void Device::Replay(int64_t recording) {
   } else {
     VkCommandBuffer before = open_;
     open_ = nullptr;
+    unsent_ = 0;
     Check(fn_.vkEndCommandBuffer(before), "ending commands");
     Submit({before, found->commands});
     submitted_.push_back({before, tick_});

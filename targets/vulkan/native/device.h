@@ -110,6 +110,7 @@ class Device {
   std::unique_ptr<Allocator> memory_;
   uint64_t tick_ = 0;                      // of the last submission
   VkCommandBuffer open_ = nullptr;
+  uint32_t unsent_ = 0;                    // dispatches in it
   std::vector<Used> submitted_;
   std::vector<VkCommandBuffer> spare_;
   std::vector<Range> pending_;             // accesses since the last barrier

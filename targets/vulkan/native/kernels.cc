@@ -130,7 +130,8 @@ std::vector<const Kernel*> Choose(const std::vector<Kernel>& kernels, const Phys
     Candidate& candidate = found->second;
     candidate.kernels.push_back(&kernel);
     if (candidate.missing.empty()) candidate.missing = kernel.Missing(device);
-    candidate.distance = std::max<int>(candidate.distance, kernel.Distance(device) * 4 + kernel.preference);
+    int plain = kernel.preference == 0 ? 0 : 1000;  // matrices are worth another subgroup size
+    candidate.distance = std::max<int>(candidate.distance, plain + kernel.Distance(device) * 4 + kernel.preference);
   }
   std::vector<const Kernel*> chosen;
   for (auto& unit : units) {

@@ -258,7 +258,8 @@ std::string DescribeDevices() {
         << ",\"memory_bytes\":" << device.device_bytes << ",\"max_allocation_bytes\":" << device.max_allocation
         << ",\"shared_bytes\":" << device.properties.limits.maxComputeSharedMemorySize
         << ",\"subgroup\":" << device.subgroup << ",\"min_subgroup\":" << device.min_subgroup
-        << ",\"max_subgroup\":" << device.max_subgroup << ",\"missing\":" << Quoted(device.Missing())
+        << ",\"max_subgroup\":" << device.max_subgroup << ",\"timestamps\":" << (device.timestamp_bits > 0 ? "true" : "false")
+        << ",\"missing\":" << Quoted(device.Missing())
         << ",\"features\":" << Quoted(have) << "}";
     ++index;
   }
