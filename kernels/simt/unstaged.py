@@ -7,7 +7,7 @@ from operator import add
 
 from tvm.script.ir_builder import tirx as T
 
-from .common import Register, block_reduce, strided
+from .common import Register, barrier, block_reduce, strided
 from .linear import _Activations
 
 
@@ -17,7 +17,9 @@ class Unstaged(_Activations):
     def __init__(self, k, thread, threads: int):
         self.k, self.w = k, k.weights
         self.factor = T.float32(1)
-        if k.norm is not None:
+        if k.norm is None:
+            barrier()  # what the block may have fetched of the weight is there
+        else:
             squares = Register(T.float32(0))
             with strided(k.op.columns, thread, threads) as i:
                 value = T.bind(T.BufferLoad(k.x, [0, i]))
@@ -27,4 +29,8 @@ class Unstaged(_Activations):
 
     def word(self, at) -> tuple[list, object]:
         values = [T.bind(v) for v in self.read(at, Register(T.float32(0)))]
-        return values, None if self.w.scheme.is_float else T.bind(reduce(add, values))
+        return values, T.bind(reduce(add, values)) if self.w.scheme.asymmetric else None
+
+    @staticmethod
+    def bytes(k) -> int:
+        return 0

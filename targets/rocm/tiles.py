@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tvm import tirx
+from tvm.script.ir_builder import tirx as T
 
 from mlcrt.kernels import wmma
 from mlcrt.kernels.records import Linear, Moe
@@ -23,18 +24,30 @@ def exchange(value, mask: int):
 
 
 def dot8(word, x):
-    """Sum of (code - 8) * x over a word's codes (llvm/dot8-*.ll)."""
+    """Sum of (code - 8) * x over a word's codes (llvm/dot8.ll)."""
     return tirx.call_extern("float32", "mlcrt_dot8", tirx.reinterpret("int32", word), x)
 
 
+def dot32(words: list, high, x: list):
+    """Sum of (code - 4) * x over a group's codes (llvm/dot32.ll)."""
+    bits = [tirx.reinterpret("int32", v) for v in (*words, high)]
+    return tirx.call_extern("float32", "mlcrt_dot32", *bits, *x)
+
+
+def divide() -> None:
+    """Instructions stay on their side (llvm/divide.ll)."""
+    T.evaluate(tirx.call_extern("void", "mlcrt_divide"))
+
+
 THREADS = 256  # of a workgroup at most, see architecture.chip_target
+LDS_BYTES = 64 << 10  # of a workgroup at most
 
 
 def tiles(arch: RocmArch) -> Tiles:
     """Work is shared out among the compute units of the largest chip: 20 subgroups for each when multiplying by a
     weight, 4 workgroups for each in attention. A small chip loses little by more slices than it needs."""
     cus = max(chip.cus for chip in arch.chips)
-    linear = LinearTiles(gemv_fill=20 * cus, gemv_subgroups=THREADS // arch.lanes, gemv_staged=56 << 10)
+    linear = LinearTiles(gemv_fill=20 * cus, gemv_subgroups=THREADS // arch.lanes, gemv_staged=63 << 10)
     return Tiles(linear, AttentionTiles(subgroups=128 // arch.lanes, blocks=4 * cus))
 
 
@@ -70,4 +83,5 @@ class RocmLibrary(Library):
 def library(arch: RocmArch, kv_dtype: str) -> Library:
     """Chips with waves of 32 lanes multiply matrices by WMMA or, in the same fragments, by dot products."""
     matrix = all(chip.lanes == 32 for chip in arch.chips)
-    return RocmLibrary(tiles(arch), kv_dtype, Machine(arch.lanes, exchange, dot8), matrix)
+    machine = Machine(arch.lanes, exchange, dot8, shared_bytes=LDS_BYTES, dot32=dot32, part=divide)
+    return RocmLibrary(tiles(arch), kv_dtype, machine, matrix)
