@@ -205,7 +205,9 @@ def _files(chip: Chip, version: int) -> list[str]:
     dot2 = "dot2-native" if chip.dot2 else "dot2-fma"
     names = [f"barrier-{barrier}", f"exchange-{chip.family}", "divide", "dot8", "dot32", dot2, f"cov{version}"]
     if chip.lanes == 32:
-        names.append("matrix-wmma" if chip.matrix else "matrix-dot2" if chip.dot2 else "matrix-fma")
+        names.append("fragments-gfx12" if chip.matrix == "wmma12" else "fragments-gfx10")
+    if chip.lanes == 32 or chip.matrix:
+        names.append(f"matrix-{chip.matrix or ('dot2' if chip.dot2 else 'fma')}")
     return names
 
 

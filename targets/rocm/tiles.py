@@ -51,37 +51,63 @@ def tiles(arch: RocmArch) -> Tiles:
     return Tiles(linear, AttentionTiles(subgroups=128 // arch.lanes, blocks=4 * cus))
 
 
-def product(a, b, c):
-    """a @ b^T + c for one wave (llvm/matrix-*.ll): float16x16, float16x16, float32x8."""
-    return tirx.call_extern("float32x8", "mlcrt_product", a, b, c)
+def _of_lane(function: str, lane, *more: int):
+    return tirx.call_pure_extern("int32", f"mlcrt_{function}", lane, *(tirx.const(i, "int32") for i in more))
+
+
+# RDNA: which fragment a lane holds is the chip's (llvm/fragments-*.ll), so that one kernel serves them all
+RDNA = wmma.Fragments(
+    lanes=32,
+    columns=16,
+    held=16,
+    results=8,
+    column=lambda lane: _of_lane("fragment_column", lane),
+    row=lambda lane, i: _of_lane("result_row", lane, i),
+    product=lambda a, b, c: tirx.call_extern("float32x8", "mlcrt_product", a, b, c),
+)
+CDNA = wmma.Fragments(
+    lanes=64,
+    columns=32,
+    held=8,
+    results=4,
+    column=lambda lane: tirx.floordiv(lane, 16) * 8,
+    row=lambda lane, i: tirx.floordiv(lane, 16) * 4 + i,
+    product=lambda a, b, c: tirx.call_extern("float32x4", "mlcrt_product64", a, b, c),
+)
+
+
+def fragments(arch: RocmArch) -> wmma.Fragments | None:
+    """How waves multiply matrices; None where some chip of a list can not, or they have waves of different sizes. Chips
+    of 32 lanes without WMMA hold RDNA3's fragments and use dot products."""
+    if all(chip.lanes == 32 for chip in arch.chips):
+        return RDNA
+    return CDNA if all(chip.matrix == "mfma" for chip in arch.chips) else None
 
 
 class RocmLibrary(Library):
-    """`matrix`: many tokens go through 16 x 16 products of a wave."""
+    """`fragments`: how many tokens go through 16 x 16 products of a wave, None if they do not."""
 
-    def __init__(self, tiles: Tiles, kv_dtype: str, machine: Machine, matrix: bool):
+    def __init__(self, tiles: Tiles, kv_dtype: str, machine: Machine, fragments: wmma.Fragments | None):
         super().__init__(tiles, kv_dtype, machine)
-        self.matrix = matrix
+        self.fragments = fragments
 
     def generating(self):
         return assembly.quiet()
 
     def build_linear(self, op: Linear, name: str):
-        if self.matrix and wmma.covers(op):
-            return wmma.prefill_linear(op, self.machine, product, name)
+        if self.fragments and wmma.covers(op):
+            return wmma.prefill_linear(op, self.machine, self.fragments, name)
         return super().build_linear(op, name)
 
     def expert_products(self, op: Moe) -> Products:
-        if not self.matrix or not experts_half.covers(op):
+        if not self.fragments or not experts_half.covers(op):
             return super().expert_products(op)
-        return experts_half.HalfProducts(self.machine, wmma.half(product))
+        return experts_half.HalfProducts(self.machine, wmma.half(self.fragments))
 
     def linear_scratch(self, op: Linear, n) -> list:
-        return [wmma.prepared_shape(op, n)] if self.matrix and wmma.covers(op) else super().linear_scratch(op, n)
+        return [wmma.prepared_shape(op, n)] if self.fragments and wmma.covers(op) else super().linear_scratch(op, n)
 
 
 def library(arch: RocmArch, kv_dtype: str) -> Library:
-    """Chips with waves of 32 lanes multiply matrices by WMMA or, in the same fragments, by dot products."""
-    matrix = all(chip.lanes == 32 for chip in arch.chips)
     machine = Machine(arch.lanes, exchange, dot8, shared_bytes=LDS_BYTES, dot32=dot32, part=divide)
-    return RocmLibrary(tiles(arch), kv_dtype, machine, matrix)
+    return RocmLibrary(tiles(arch), kv_dtype, machine, fragments(arch))
