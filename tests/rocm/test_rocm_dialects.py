@@ -124,6 +124,13 @@ def test_16_bit_results_clear_the_upper_half_on_gfx9_only():
         machine.set_v(1, np.float32(1.5))
         machine.run("v_cvt_f16_f32 v0, v1")
         assert (machine.v(0) == (upper << 16 | 0x3E00)).all()
+    machine = Machine(1, lanes=64, generation=9)  # those that came with gfx9 keep it, the ones before do not
+    machine.set_v(0, 0xABCD0000)
+    machine.set_v(1, 3)
+    machine.run("v_mad_u16 v0, v1, 5, 1")
+    assert (machine.v(0) == 0xABCD0010).all()
+    machine.run("v_mad_legacy_u16 v0, v1, 5, 1")
+    assert (machine.v(0) == 0x10).all()
 
 
 def test_sdwa():

@@ -21,6 +21,7 @@ _BEFORE_11 = {
 }  # fmt: skip
 _BEFORE_10 = {
     "v_addc_co_u32": "v_add_co_ci_u32", "v_subb_co_u32": "v_sub_co_ci_u32", "v_subbrev_co_u32": "v_subrev_co_ci_u32",
+    "v_mad_legacy_u16": "v_mad_u16", "v_mad_legacy_i16": "v_mad_i16", "v_fma_legacy_f16": "v_fma_f16",
     **{f"v_{op}_{kind}": f"v_{op}_nc_{kind}" for op in ("add", "sub", "subrev") for kind in ("u32", "u16")},
 }  # fmt: skip
 _SINCE_12 = {

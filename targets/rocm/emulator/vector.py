@@ -81,6 +81,7 @@ def _dual(instruction: Instruction, kernel: Kernel):
     return step
 
 
+_KEEPING = ("v_fma_mix", "v_fma_f16", "v_mad_u16", "v_mad_i16", "v_div_fixup_f16")  # gfx9: the other half stays
 # SDWA's selections: first bit and bits
 _SELECTIONS = {"DWORD": (0, 32), "WORD_0": (0, 16), "WORD_1": (16, 16), **{f"BYTE_{i}": (8 * i, 8) for i in range(4)}}
 _VECTOR_MODIFIERS = {
@@ -152,7 +153,8 @@ def prepare_entry(table: Entry, instruction: Instruction, kernel: Kernel, halves
             result = (np.asarray(result).view(np.uint32) & np.uint32(0xFFFF)) << np.uint32(placed[0])
         return (result if finish is None else finish(waves, result)), defined, mask
 
-    clears = kernel.generation == 9 and out_half == "l" and not instruction.mnemonic.startswith("v_fma_mix")
+    kept = instruction.mnemonic.startswith(_KEEPING) and "_legacy_" not in instruction.text
+    clears = kernel.generation == 9 and out_half == "l" and not kept
     return compute, _committer(table, target, mask_target, out_half, control, clears)
 
 
