@@ -86,6 +86,16 @@ class LinearKernel:
         mean = sum_of_squares * T.float32(1.0 / self.op.columns)
         return T.bind(tirx.rsqrt(mean + T.float32(self.op.norm_eps)))
 
+    def token_inverse(self, token, thread, threads: int):
+        """1/rms of one token, found by the threads of a block together; None without a norm."""
+        if self.norm is None:
+            return None
+        squares = Register(T.float32(0))
+        with strided(self.op.columns, thread, threads) as i:
+            value = T.bind(T.BufferLoad(self.x, [token, i]))
+            squares.add(value * value)
+        return self.inverse_rms(block_reduce(self.machine, squares.get(), lambda a, b: a + b, threads, thread))
+
     def activation_at(self, row, column):
         """x times the norm's weight; 1/rms is a factor of the whole row and multiplies the dot products."""
         value = T.BufferLoad(self.x, [row, column])

@@ -7,7 +7,7 @@ from operator import add
 
 from tvm.script.ir_builder import tirx as T
 
-from .common import Register, barrier, block_reduce, strided
+from .common import Register, barrier
 from .linear import _Activations
 
 
@@ -20,12 +20,7 @@ class Unstaged(_Activations):
         if k.norm is None:
             barrier()  # what the block may have fetched of the weight is there
         else:
-            squares = Register(T.float32(0))
-            with strided(k.op.columns, thread, threads) as i:
-                value = T.bind(T.BufferLoad(k.x, [0, i]))
-                squares.add(value * value)
-            whole = block_reduce(k.machine, squares.get(), lambda a, b: a + b, threads, thread)
-            self.factor = k.inverse_rms(whole)
+            self.factor = k.token_inverse(0, thread, threads)
 
     def word(self, at) -> tuple[list, object]:
         values = [T.bind(v) for v in self.read(at, Register(T.float32(0)))]

@@ -15,9 +15,7 @@ from tvm.script.ir_builder import tirx as T
 from mlcrt.kernels.records import Linear
 from mlcrt.kernels.simt.common import (
     Machine,
-    Register,
     barrier,
-    block_reduce,
     launch,
     local,
     prim_func,
@@ -33,11 +31,6 @@ TOKENS, ROWS, DEPTH = 128, 128, 32  # of a block: tokens, weight rows, columns o
 WAVE_ROWS = 64
 THREADS = 256
 PITCH = DEPTH + 8  # float16 between rows in shared memory: eight rows of 16 bytes meet all banks once
-
-
-def covers(op: Linear) -> bool:
-    """Any number of tokens in half precision; schemes that compute in float32 keep their plain kernels."""
-    return op.tokens is None and op.scheme.dtype == "float16"
 
 
 def padded(columns: int) -> int:
@@ -67,13 +60,7 @@ def prepare(k: LinearKernel, prepared, n) -> None:
     """Per row of x, of which there are n: that, or RMSNorm(x), rounded to float16; zero beyond the columns."""
     op = k.op
     with launch(bx=n, tx=THREADS) as (token, thread):
-        inverse = None
-        if k.norm is not None:
-            squares = Register(T.float32(0))
-            with strided(op.columns, thread, THREADS) as i:
-                value = T.bind(T.BufferLoad(k.x, [token, i]))
-                squares.add(value * value)
-            inverse = k.inverse_rms(block_reduce(k.machine, squares.get(), lambda a, b: a + b, THREADS, thread))
+        inverse = k.token_inverse(token, thread, THREADS)
         with strided(padded(op.columns) // 8, thread, THREADS) as i:
             values = local((8,), "float16")
             for j in range(8):

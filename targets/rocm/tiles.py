@@ -95,7 +95,7 @@ class RocmLibrary(Library):
         return assembly.quiet()
 
     def build_linear(self, op: Linear, name: str):
-        if self.fragments and wmma.covers(op):
+        if self.fragments and op.many_in_half:
             return wmma.prefill_linear(op, self.machine, self.fragments, name)
         return super().build_linear(op, name)
 
@@ -105,7 +105,7 @@ class RocmLibrary(Library):
         return experts_half.HalfProducts(self.machine, wmma.half(self.fragments))
 
     def linear_scratch(self, op: Linear, n) -> list:
-        return [wmma.prepared_shape(op, n)] if self.fragments and wmma.covers(op) else super().linear_scratch(op, n)
+        return [wmma.prepared_shape(op, n)] if self.fragments and op.many_in_half else super().linear_scratch(op, n)
 
 
 def library(arch: RocmArch, kv_dtype: str) -> Library:
