@@ -28,6 +28,11 @@ class Linear:
     def units(self) -> int:
         return self.rows // 2 if self.gate else self.rows
 
+    @property
+    def many_in_half(self) -> bool:
+        """Any number of tokens in half precision, as matrix units multiply; other schemes compute in float32."""
+        return self.tokens is None and self.scheme.dtype == "float16"
+
 
 @dataclass(frozen=True)
 class Attention:

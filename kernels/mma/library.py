@@ -11,7 +11,7 @@ from mlcrt.kernels.simt.experts_many import Products
 
 from . import linear
 from .attention import decode_spaces, prefill_attention, rope_attention, supports, value_index
-from .linear import PrefillTiles, covers, prefill_linear, prepared_shape
+from .linear import PrefillTiles, prefill_linear, prepared_shape
 from .unit import MatrixUnit
 
 
@@ -51,7 +51,7 @@ class Library(SimtLibrary):
         return super().build_attention(op, name)
 
     def linear_scratch(self, op: Linear, n) -> list:
-        return [Space(prepared_shape(op, n), "float16")] if covers(op) else []
+        return [Space(prepared_shape(op, n), "float16")] if op.many_in_half else []
 
     def expert_products(self, op: Moe) -> Products:
         if not experts_half.covers(op):
@@ -59,6 +59,6 @@ class Library(SimtLibrary):
         return experts_half.HalfProducts(self.machine, linear.half(self.prefill_tiles, self.unit))
 
     def build_linear(self, op: Linear, name: str):
-        if covers(op):
+        if op.many_in_half:
             return prefill_linear(op, self.prefill_tiles, self.machine, self.unit, name)
         return super().build_linear(op, name)

@@ -20,9 +20,7 @@ from tvm.script.ir_builder import tirx as T
 from mlcrt.kernels.records import Linear
 from mlcrt.kernels.simt.common import (
     Machine,
-    Register,
     barrier,
-    block_reduce,
     launch,
     local,
     prim_func,
@@ -48,11 +46,6 @@ class PrefillTiles:
 
     stages: int = 4
     few: int = 198
-
-
-def covers(op: Linear) -> bool:
-    """Any number of tokens in half precision; schemes that compute in float32 keep their plain kernels."""
-    return op.tokens is None and op.scheme.dtype == "float16"
 
 
 def padded(columns: int) -> int:
@@ -104,13 +97,7 @@ def prepare(k: LinearKernel, prepared, n) -> None:
     op = k.op
     with launch(bx=n, tx=PREPARE_THREADS) as (token, thread):
         k.machine.follow()
-        inverse = None
-        if k.norm is not None:
-            squares = Register(T.float32(0))
-            with strided(op.columns, thread, PREPARE_THREADS) as i:
-                value = T.bind(T.BufferLoad(k.x, [token, i]))
-                squares.add(value * value)
-            inverse = k.inverse_rms(block_reduce(k.machine, squares.get(), lambda a, b: a + b, PREPARE_THREADS, thread))
+        inverse = k.token_inverse(token, thread, PREPARE_THREADS)
         with strided(padded(op.columns) // 8, thread, PREPARE_THREADS) as i:
             values = local((8,))
             for j in range(8):

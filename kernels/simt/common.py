@@ -27,6 +27,9 @@ class Machine:
     a load that stays where it is written, before or after `overlap`; dtype is uint32x4 or float16.
     vector: most elements of one load or store; shared_bytes: shared memory of a block; any_angle: whether sine and
     cosine are right for any angle, so that nothing need be taken off first (which fast math would undo).
+    dot32(words, high, x): dot8 for (code - 4) * x over a group of 3-bit codes, of two words and a high plane; x is
+    four float16x8 vectors of elements 0, 16, 1, 17, 2, 18 … 15, 31. part(): a point that the compiler may move no
+    instruction across, where left to itself it would keep more values than there are registers.
     """
 
     subgroup: int
@@ -37,6 +40,13 @@ class Machine:
     vector: int = 8
     shared_bytes: int = 96 << 10
     any_angle: bool = False
+    dot32: Callable | None = None
+    part: Callable[[], None] | None = None
+
+    def divide(self) -> None:
+        """A point that instructions do not cross, where the machine has one."""
+        if self.part is not None:
+            self.part()
 
     def follow(self) -> None:
         """From here on the results of the kernel in front may be read, and its inputs overwritten."""

@@ -24,7 +24,6 @@ from .linear import (
     LinearKernel,
     LinearTiles,
     _activations,
-    _PackedActivations,
     _row_dots,
     _shares,
     _WeightStream,
@@ -222,11 +221,8 @@ def _inputs(k: Product, tiles: LinearTiles):
     """How activations are held: as for any product of one token, but not in more shared memory than is allowed."""
     from .unstaged import Unstaged
 
-    scheme, most = k.op.scheme, min(tiles.experts_staged, k.machine.shared_bytes)
-    size = k.weights.padded * (2 if scheme.dtype == "float16" else 4) + _REDUCTION_BYTES + 4 * k.a.op.experts
-    if scheme.bits == 4 and scheme.zero == 8 and scheme.dtype == "float16" and k.machine.dot8 is not None:
-        return _PackedActivations if size <= most else Unstaged
-    return _activations(k, False) if size + 4 * k.weights.words <= most else Unstaged
+    kind, most = _activations(k), min(tiles.experts_staged, k.machine.shared_bytes)
+    return kind if kind.bytes(k) + _REDUCTION_BYTES + 4 * k.a.op.experts <= most else Unstaged
 
 
 def _gemv(k: Product, tiles: LinearTiles) -> None:

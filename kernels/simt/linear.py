@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -30,6 +32,7 @@ from .common import (
     subgroup_reduce,
 )
 from .functions import activation
+from .staging import described, staged_groups, tiles_with_room
 from .weights import Rows
 
 _REDUCTION_BYTES = 512  # shared memory left for block_reduce
@@ -83,6 +86,16 @@ class LinearKernel:
         mean = sum_of_squares * T.float32(1.0 / self.op.columns)
         return T.bind(tirx.rsqrt(mean + T.float32(self.op.norm_eps)))
 
+    def token_inverse(self, token, thread, threads: int):
+        """1/rms of one token, found by the threads of a block together; None without a norm."""
+        if self.norm is None:
+            return None
+        squares = Register(T.float32(0))
+        with strided(self.op.columns, thread, threads) as i:
+            value = T.bind(T.BufferLoad(self.x, [token, i]))
+            squares.add(value * value)
+        return self.inverse_rms(block_reduce(self.machine, squares.get(), lambda a, b: a + b, threads, thread))
+
     def activation_at(self, row, column):
         """x times the norm's weight; 1/rms is a factor of the whole row and multiplies the dot products."""
         value = T.BufferLoad(self.x, [row, column])
@@ -126,15 +139,18 @@ class LinearKernel:
 
 
 def _gemv(k: LinearKernel, tiles: LinearTiles) -> None:
-    op, lanes = k.op, k.machine.subgroup
+    op, lanes, activations = k.op, k.machine.subgroup, _activations(k)
+    tiles = tiles_with_room(k, tiles, activations.bytes(k))
     threads = tiles.gemv_subgroups * lanes
     units, count, blocks = _shares(k, tiles)
-    half = op.scheme.bits == 4 and op.scheme.zero == 8 and op.scheme.dtype == "float16"
-    packed = half and k.machine.dot8 is not None
-    with launch(bx=blocks, tx=threads) as (block, thread), resident(tiles.gemv_resident):
+    with (
+        launch(bx=blocks, tx=threads) as (block, thread),
+        resident(tiles.gemv_resident),
+        contextlib.ExitStack() as stack,
+    ):
         lane = T.bind(tirx.floormod(thread, lanes))
         subgroup = T.bind(tirx.floordiv(thread, lanes))
-        staged = _staged_groups(k, tiles, block, units, count)
+        staged = staged_groups(k, tiles, block, units, activations.bytes(k)) if count == 1 else None
 
         def rows_of(item):
             """(first unit, rows) of this subgroup's share of the block's item."""
@@ -145,12 +161,13 @@ def _gemv(k: LinearKernel, tiles: LinearTiles) -> None:
                 staged.locate(rows)
             return first, rows
 
+        stack.enter_context(described(k, tiles, staged))
         stream = _WeightStream(k.weights, units * k.parts, lane, k.machine, tiles.gemv_depth, count, staged is not None)
         stream.begin(rows_of(0)[1])
         if staged is not None:
             staged.fetch(thread, threads)
         k.machine.follow()
-        x = _activations(k, packed)(k, thread, threads)
+        x = activations(k, thread, threads)
         with T.serial(count) as item:
             first, rows = rows_of(item)
             following = None if count == 1 else (item + 1 < count, rows_of(item + 1)[1])
@@ -189,13 +206,16 @@ def _shares(k: LinearKernel, tiles: LinearTiles) -> tuple[int, int, int]:
     return best[1:]
 
 
-def _activations(k: LinearKernel, packed: bool):
+def _activations(k: LinearKernel):
     """How the one-token form gets at its activations: from shared memory where that can hold them."""
-    if packed:
+    scheme, machine = k.op.scheme, k.machine
+    if scheme.dtype == "float16" and scheme.bits == 4 and scheme.zero == 8 and machine.dot8 is not None:
         return _PackedActivations
-    w, scheme = k.weights, k.op.scheme
-    size = w.padded * (2 if scheme.dtype == "float16" else 4) + (0 if scheme.is_float else 4 * w.words)
-    if size + _REDUCTION_BYTES <= k.machine.shared_bytes:
+    if scheme.dtype == "float16" and scheme.bits == 3 and machine.dot32 is not None and k.weights.per_lane == 4:
+        from .groups import GroupedActivations
+
+        return GroupedActivations
+    if _Activations.bytes(k) + _REDUCTION_BYTES <= k.machine.shared_bytes:
         return _Activations
     from .unstaged import Unstaged
 
@@ -219,7 +239,7 @@ class _WeightStream:
         self.slots = [[local((w.per_lane,), dtype) for _ in range(rows)] for _ in range(self.depth)]
         self.scales = None
         if not w.scheme.is_float and not staged:
-            self.scales = [[local((1,), "float16") for _ in range(rows)] for _ in range(self.depth)]
+            self.scales = [[local((w.lane_groups,), "float16") for _ in range(rows)] for _ in range(self.depth)]
 
     def begin(self, rows: list) -> None:
         for d in range(self.depth):
@@ -254,16 +274,16 @@ class _WeightStream:
                 if self.machine.stream is not None and n == 4 and not w.scheme.is_float:
                     stored = self.machine.stream(buffer, [row, at], "uint32x4")
                 T.buffer_store(self.slots[slot][r], stored, [whole])
-                if self.scales is not None:
-                    group = tirx.floordiv(at * w.per_word, w.scheme.group)
+                for g in range(w.lane_groups if self.scales is not None else 0):
+                    group = tirx.floordiv(at * w.per_word, w.scheme.group) + g
                     scale = T.BufferLoad(w.buffers["scales"], [row, group])
                     if self.machine.stream is not None:
                         scale = self.machine.stream(w.buffers["scales"], [row, group], "float16")
-                    T.buffer_store(self.scales[slot][r], scale, [0])
+                    T.buffer_store(self.scales[slot][r], scale, [g])
 
     def consume(self, rows: list, following, use) -> None:
-        """use(word, stored words per row, scale per row) for every step of `rows`, fetching ahead; `following`: whether
-        there is a next item, and its rows, or None."""
+        """use(word, stored words per row, scales of their groups per row) for every step of `rows`, fetching ahead;
+        `following`: whether there is a next item, and its rows, or None."""
         with T.serial(-(-self.steps // self.depth)) as chunk:
             for d in range(self.depth):
                 step = T.bind(chunk * self.depth + d)
@@ -274,11 +294,13 @@ class _WeightStream:
                         held = self.slots[d][r]
                         stored.append([T.bind(T.BufferLoad(held, [i])) for i in range(self.w.per_lane)])
                         if self.scales is not None:
-                            scales.append(T.bind(tirx.Cast("float32", T.BufferLoad(self.scales[d][r], [0]))))
+                            held = [T.BufferLoad(self.scales[d][r], [g]) for g in range(self.w.lane_groups)]
+                            scales.append([T.bind(tirx.Cast("float32", scale)) for scale in held])
                         elif not self.w.scheme.is_float:
-                            scales.append(self.w.affine(rows[r], word)[0])
+                            scales.append([self.w.affine(rows[r], at)[0] for at in self.w.group_starts(word)])
                     self.fetch_ahead(d, T.bind(step + self.depth), rows, following)
                     use(word, stored, scales)
+                self.machine.divide()
 
     def fetch_ahead(self, slot: int, step, rows: list, following) -> None:
         here = step < self.steps
@@ -288,52 +310,6 @@ class _WeightStream:
         more, others = following
         chosen = [T.bind(tirx.Select(here, row, other)) for row, other in zip(rows, others, strict=True)]
         self.fetch(slot, chosen, T.bind(tirx.Select(here, step, step - self.steps)), tirx.Or(here, more))
-
-
-def _staged_groups(k: LinearKernel, tiles: LinearTiles, block, units: int, count: int) -> _StagedGroups | None:
-    """For blocks of one item, where the scales fit beside the activations."""
-    if count > 1:
-        return None
-    staged = _StagedGroups(k, block, units * tiles.gemv_subgroups)
-    room = tiles.gemv_staged - k.weights.padded * (2 if k.op.scheme.dtype == "float16" else 4)
-    return staged if 0 < staged.bytes <= room else None
-
-
-class _StagedGroups:
-    """Scales, minima and high planes of a block's rows in shared memory: neighbours in memory, one to 32 codes.
-
-    They are those of `units` units from block * units on, of every part.
-    """
-
-    def __init__(self, k: LinearKernel, block, units: int):
-        self.k, self.w, self.first, self.units = k, k.weights, block * units, units
-        self.local = {}  # rows among the staged ones by hash of the row
-        self.count = units * self.w.groups
-        self.bytes = sum(k.parts * self.count * (4 if part == "high" else 2) for part in self.w.group_parts)
-
-    def locate(self, rows: list) -> None:
-        """Note where `rows` are: units one after the other, of each its parts."""
-        for i, row in enumerate(rows):
-            part = i % self.k.parts
-            self.local[hash(row)] = row - self.first - part * (self.k.op.units - self.units)
-
-    def fetch(self, thread, threads: int) -> None:
-        """Issue the loads; a barrier has to come before the first use."""
-        w, op = self.w, self.k.op
-        held = {}
-        for part in w.group_parts:
-            dtype = "uint32" if part == "high" else "float16"
-            widest = min(4 if part == "high" else 8, self.k.machine.vector)
-            width = next(v for v in (8, 4, 2, 1) if v <= widest and self.count % v == op.units * w.groups % v == 0)
-            held[part] = shared((self.k.parts * self.count,), dtype)
-            for p in range(self.k.parts):
-                start = T.bind((self.first + p * op.units) * w.groups)
-                left = (op.units - self.first) * w.groups
-                with strided(self.count // width, thread, threads) as i, T.If(i * width < left), T.Then():
-                    at, to = start + i * width, p * self.count + i * width
-                    index, where = (at, to) if width == 1 else (tirx.Ramp(at, 1, width), tirx.Ramp(to, 1, width))
-                    T.buffer_store(held[part], T.BufferLoad(w.buffers[part], [0, index]), [where])
-        w.grouped = lambda part, row, group: T.BufferLoad(held[part], [self.local[hash(row)] * w.groups + group])
 
 
 class _Staged:
@@ -386,43 +362,63 @@ class _Staged:
 
 
 class _Activations(_Staged):
-    """Any scheme: [element of word, word] in the scheme's float type, and the sum of each word's activations."""
+    """Any scheme: [element of word, word] in the scheme's float type, and the sum of each word's activations where
+    weights have an offset. Lane l reads words n * l + v: those with equal v lie together, against bank conflicts."""
+
+    @staticmethod
+    def bytes(k: LinearKernel) -> int:
+        """Of shared memory."""
+        w, scheme = k.weights, k.op.scheme
+        return w.padded * (2 if scheme.dtype == "float16" else 4) + 4 * w.words * scheme.asymmetric
 
     def allocate(self) -> None:
-        self.x = shared((self.w.per_word, self.w.words), self.k.op.scheme.dtype)
-        self.sums = None if self.k.op.scheme.is_float else shared((self.w.words,))
+        scheme = self.k.op.scheme
+        self.apart = 1 if scheme.is_float else self.w.per_lane
+        self.x = shared((self.w.per_word, self.w.words), scheme.dtype)
+        self.sums = shared((self.w.words,)) if scheme.asymmetric else None
+
+    def place(self, word):
+        return tirx.floormod(word, self.apart) * (self.w.words // self.apart) + tirx.floordiv(word, self.apart)
 
     def stage(self, word, values: list) -> None:
-        total = Register(T.float32(0))
+        total, place = Register(T.float32(0)), T.bind(self.place(word))
         for j, value in enumerate(values):
             stored = T.bind(tirx.Cast(self.k.op.scheme.dtype, value))
-            T.buffer_store(self.x, stored, [j, word])
-            total.add(tirx.Cast("float32", stored))  # of what is multiplied: rounding must not act as an offset
+            T.buffer_store(self.x, stored, [j, place])
+            if self.sums is not None:  # of what is multiplied: rounding must not act as an offset
+                total.add(tirx.Cast("float32", stored))
         if self.sums is not None:
-            T.buffer_store(self.sums, total.get(), [word])
+            T.buffer_store(self.sums, total.get(), [place])
 
     def word(self, at) -> tuple[list, object]:
-        """The activations of the word at `at` in float32, and their sum (None for plain floats, which need none)."""
+        """The activations of the word at `at` in float32, and their sum where weights have an offset."""
+        at = T.bind(self.place(at))
         values = [T.bind(tirx.Cast("float32", T.BufferLoad(self.x, [j, at]))) for j in range(self.w.per_word)]
         return values, None if self.sums is None else T.BufferLoad(self.sums, [at])
 
     def partial_dots(self, rows: list, stored: list, scales: list, word) -> list:
         """Per row the sum over `per_lane` words from `word` of weight * activation."""
-        w = self.w
-        partial = [Register(T.float32(0)) for _ in rows]
-        offset_sum = Register(T.float32(0))
-        for v in range(w.per_lane):
-            at = word + v
-            values, total = self.word(at)
-            for r, row in enumerate(rows):
-                for value, code in zip(values, w.values(stored[r][v], row, at), strict=True):
-                    partial[r].add(code * value)
-            if total is not None:
-                offset_sum.add(total)
-        if not scales:
-            return [p.get() for p in partial]
-        offsets = [w.offset(row, word, scale) for row, scale in zip(rows, scales, strict=True)]
-        return [s * p.get() + o * offset_sum.get() for s, o, p in zip(scales, offsets, partial, strict=True)]
+        w, dots = self.w, []
+        for g, first in enumerate(w.group_starts(word)):
+            partial = [Register(T.float32(0)) for _ in rows]
+            offset_sum = Register(T.float32(0)) if w.scheme.asymmetric else None
+            for v in range(w.per_lane // w.lane_groups):
+                at = first + v
+                values, total = self.word(at)
+                for r, row in enumerate(rows):
+                    code_word = stored[r][g * w.per_lane // w.lane_groups + v]
+                    for value, code in zip(values, w.values(code_word, row, at, w.scheme.zero or 0), strict=True):
+                        partial[r].add(code * value)
+                if offset_sum is not None:
+                    offset_sum.add(total)
+            if not scales:
+                return [p.get() for p in partial]
+            sums = [scale[g] * p.get() for scale, p in zip(scales, partial, strict=True)]
+            if offset_sum is not None:
+                offsets = [w.offset(row, first, scale[g]) for row, scale in zip(rows, scales, strict=True)]
+                sums = [s + o * offset_sum.get() for s, o in zip(sums, offsets, strict=True)]
+            dots.append(sums)
+        return [reduce(add, each) for each in zip(*dots, strict=True)]
 
 
 class _PackedActivations(_Staged):
@@ -434,6 +430,10 @@ class _PackedActivations(_Staged):
 
     SCALE = 16.0
     ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
+
+    @staticmethod
+    def bytes(k: LinearKernel) -> int:
+        return 2 * k.weights.padded
 
     def allocate(self) -> None:
         self.x = shared((4, self.w.words // 4, 8), "float16")
@@ -452,7 +452,7 @@ class _PackedActivations(_Staged):
             x = T.bind(T.BufferLoad(self.x, [v, group, tirx.Ramp(0, 1, 8)]))
             for r in range(len(rows)):
                 partial[r].add(self.k.machine.dot8(stored[r][v], x))
-        return [s * p.get() * T.float32(self.SCALE) for s, p in zip(scales, partial, strict=True)]
+        return [s[0] * p.get() * T.float32(self.SCALE) for s, p in zip(scales, partial, strict=True)]
 
 
 def _row_dots(k: LinearKernel, stream: _WeightStream, x: _Staged, rows: list, following) -> list:

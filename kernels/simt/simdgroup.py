@@ -21,7 +21,7 @@ _SCALE = 16.0
 
 def fits(op: Linear) -> bool:
     """Whether `linear` can compute it: many tokens, activations that may be half, whole steps of columns."""
-    return op.tokens is None and op.scheme.dtype == "float16" and op.columns % DEPTH == 0
+    return op.many_in_half and op.columns % DEPTH == 0
 
 
 def linear(op: Linear, machine: Machine, name: str = "linear"):

@@ -7,7 +7,7 @@ from operator import add
 
 from tvm.script.ir_builder import tirx as T
 
-from .common import Register, block_reduce, strided
+from .common import Register, barrier
 from .linear import _Activations
 
 
@@ -17,14 +17,15 @@ class Unstaged(_Activations):
     def __init__(self, k, thread, threads: int):
         self.k, self.w = k, k.weights
         self.factor = T.float32(1)
-        if k.norm is not None:
-            squares = Register(T.float32(0))
-            with strided(k.op.columns, thread, threads) as i:
-                value = T.bind(T.BufferLoad(k.x, [0, i]))
-                squares.add(value * value)
-            whole = block_reduce(k.machine, squares.get(), lambda a, b: a + b, threads, thread)
-            self.factor = k.inverse_rms(whole)
+        if k.norm is None:
+            barrier()  # what the block may have fetched of the weight is there
+        else:
+            self.factor = k.token_inverse(0, thread, threads)
 
     def word(self, at) -> tuple[list, object]:
         values = [T.bind(v) for v in self.read(at, Register(T.float32(0)))]
-        return values, None if self.w.scheme.is_float else T.bind(reduce(add, values))
+        return values, T.bind(reduce(add, values)) if self.w.scheme.asymmetric else None
+
+    @staticmethod
+    def bytes(k) -> int:
+        return 0

@@ -1,5 +1,6 @@
-"""Products with many tokens for GPUs whose waves of 32 lanes multiply 16 x 16 matrices. The rest comes from `simt`."""
+"""Products with many tokens for GPUs whose waves multiply 16 x 16 matrices. The rest comes from `simt`."""
 
-from .linear import covers, half, prefill_linear, prepared_shape
+from .fragments import Fragments
+from .linear import half, prefill_linear, prepared_shape
 
-__all__ = ["covers", "half", "prefill_linear", "prepared_shape"]
+__all__ = ["Fragments", "half", "prefill_linear", "prepared_shape"]

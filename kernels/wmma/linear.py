@@ -1,17 +1,13 @@
 """y = epilogue(prologue(x) @ W^T) for many tokens, in 16 x 16 x 16 products of a wave.
 
 Two kernels: `_prepare` normalises the activations and writes them as float16; the product stages both operands, weights
-dequantised to float16, in shared memory. A block of eight waves computes 128 tokens x 128 weight rows, a wave 32 x 64.
-
-Fragments are those of RDNA3's v_wmma_f32_16x16x16_f16 (AMD's "RDNA3 Instruction Set Architecture", Wave Matrix Multiply
-Accumulate): lane l holds 16 neighbouring columns of row l % 16 of either operand, and of the float32 result elements
-(2 i + l / 16, l % 16) for i in 0 … 7.
+dequantised to float16, in shared memory. A block of 256 threads computes 128 tokens x 128 weight rows, a wave of 32
+lanes 32 x 64 of them, one of 64 lanes 64 x 64. What a lane holds of a tile is the machine's (`Fragments`).
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -19,9 +15,7 @@ from tvm.script.ir_builder import tirx as T
 from mlcrt.kernels.records import Linear
 from mlcrt.kernels.simt.common import (
     Machine,
-    Register,
     barrier,
-    block_reduce,
     launch,
     local,
     prim_func,
@@ -31,15 +25,12 @@ from mlcrt.kernels.simt.common import (
 from mlcrt.kernels.simt.experts_half import Half
 from mlcrt.kernels.simt.linear import LinearKernel
 
+from .fragments import Fragments
+
 TOKENS, ROWS, DEPTH = 128, 128, 32  # of a block: tokens, weight rows, columns of a step
-WAVE_TOKENS, WAVE_ROWS = 32, 64
+WAVE_ROWS = 64
 THREADS = 256
 PITCH = DEPTH + 8  # float16 between rows in shared memory: eight rows of 16 bytes meet all banks once
-
-
-def covers(op: Linear) -> bool:
-    """Any number of tokens in half precision; schemes that compute in float32 keep their plain kernels."""
-    return op.tokens is None and op.scheme.dtype == "float16"
 
 
 def padded(columns: int) -> int:
@@ -52,18 +43,15 @@ def prepared_shape(op: Linear, n) -> tuple:
     return (n, padded(op.columns) // 2)
 
 
-def prefill_linear(op: Linear, machine: Machine, product: Callable, name: str = "linear"):
+def prefill_linear(op: Linear, machine: Machine, fragments: Fragments, name: str = "linear"):
     """PrimFunc(x [n, K] f32, weight parts, [norm [K]], [bias [rows]], [residual [n, units]], y [n, units] f32,
-    prepared).
-
-    product(a, b, c): a @ b^T + c of one wave, where a and b are float16x16 and c is float32x8 fragments.
-    """
+    prepared)."""
 
     def body() -> None:
         kernel = LinearKernel(op, machine)
         prepared = T.match_buffer(T.arg("prepared", T.handle()), prepared_shape(op, kernel.n), "float32")
         prepare(kernel, prepared, kernel.n)
-        Product(kernel, product, prepared).emit()
+        Product(kernel, fragments, prepared).emit()
 
     return prim_func(name, body)
 
@@ -72,13 +60,7 @@ def prepare(k: LinearKernel, prepared, n) -> None:
     """Per row of x, of which there are n: that, or RMSNorm(x), rounded to float16; zero beyond the columns."""
     op = k.op
     with launch(bx=n, tx=THREADS) as (token, thread):
-        inverse = None
-        if k.norm is not None:
-            squares = Register(T.float32(0))
-            with strided(op.columns, thread, THREADS) as i:
-                value = T.bind(T.BufferLoad(k.x, [token, i]))
-                squares.add(value * value)
-            inverse = k.inverse_rms(block_reduce(k.machine, squares.get(), lambda a, b: a + b, THREADS, thread))
+        inverse = k.token_inverse(token, thread, THREADS)
         with strided(padded(op.columns) // 8, thread, THREADS) as i:
             values = local((8,), "float16")
             for j in range(8):
@@ -97,9 +79,9 @@ def prepare(k: LinearKernel, prepared, n) -> None:
                 T.buffer_store(prepared, tirx.reinterpret("float32x4", whole), [token, tirx.Ramp(i * 4, 1, 4)])
 
 
-def half(product: Callable) -> Half:
+def half(fragments: Fragments) -> Half:
     """The product for the experts of many tokens."""
-    return Half(TOKENS, padded, lambda column: column, prepare, lambda k, rows: Product(k, product, rows).emit())
+    return Half(TOKENS, padded, lambda column: column, prepare, lambda k, rows: Product(k, fragments, rows).emit())
 
 
 @contextlib.contextmanager
@@ -117,9 +99,10 @@ class Product:
     With a gate, tiles of 16 rows alternate between the two parts, so that a lane has both.
     """
 
-    def __init__(self, k: LinearKernel, product: Callable, prepared):
-        self.k, self.op, self.product, self.prepared = k, k.op, product, prepared
+    def __init__(self, k: LinearKernel, fragments: Fragments, prepared):
+        self.k, self.op, self.fragments, self.prepared = k, k.op, fragments, prepared
         self.block_units = ROWS // k.parts
+        self.wave_tokens = TOKENS * ROWS * fragments.lanes // (THREADS * WAVE_ROWS)
 
     def emit(self) -> None:
         k, op = self.k, self.op
@@ -127,20 +110,22 @@ class Product:
         with launch(bx=blocks, by=k.token_blocks(TOKENS), tx=THREADS) as (block_n, block_m, thread):
             self.thread = thread
             (self.token0, self.end), self.unit0 = k.token_range(block_m, TOKENS), T.bind(block_n * self.block_units)
-            lane, wave = T.bind(tirx.floormod(thread, 32)), T.bind(tirx.floordiv(thread, 32))
-            self.row, self.high = T.bind(tirx.floormod(lane, 16)), T.bind(tirx.floordiv(lane, 16))
-            self.wave_m = T.bind(tirx.floormod(wave, TOKENS // WAVE_TOKENS) * WAVE_TOKENS)
-            self.wave_n = T.bind(tirx.floordiv(wave, TOKENS // WAVE_TOKENS) * WAVE_ROWS)
+            lanes, waves_m = self.fragments.lanes, TOKENS // self.wave_tokens
+            self.lane, wave = T.bind(tirx.floormod(thread, lanes)), T.bind(tirx.floordiv(thread, lanes))
+            self.row, self.column = T.bind(tirx.floormod(self.lane, 16)), T.bind(self.fragments.column(self.lane))
+            self.wave_m = T.bind(tirx.floormod(wave, waves_m) * self.wave_tokens)
+            self.wave_n = T.bind(tirx.floordiv(wave, waves_m) * WAVE_ROWS)
             self.a, self.b = shared((TOKENS * PITCH,), "float16"), shared((ROWS * PITCH,), "float16")
-            self.sums = [[local((8,)) for _ in range(WAVE_ROWS // 16)] for _ in range(WAVE_TOKENS // 16)]
+            results = self.fragments.results
+            self.sums = [[local((results,)) for _ in range(WAVE_ROWS // 16)] for _ in range(self.wave_tokens // 16)]
             for sums in (s for tiles in self.sums for s in tiles):
-                for i in range(8):
+                for i in range(results):
                     T.buffer_store(sums, T.float32(0), [i])
             with T.serial(k.steps(padded(op.columns) // DEPTH)) as step:
                 self.stage_tokens(step)
                 self.stage_rows(step)
                 barrier()
-                for column in range(0, DEPTH, 16):
+                for column in range(0, DEPTH, self.fragments.columns):
                     self.multiply(column)
                 barrier()
             self.store()
@@ -215,27 +200,28 @@ class Product:
         return self.unit0 + tirx.floordiv(tile, 2) * 16 + tirx.floormod(local_row, 16), tirx.floormod(tile, 2)
 
     def fragment(self, buffer, first, column: int):
-        """Row `first` + lane % 16, the 16 columns from `column`."""
-        at = T.bind((first + self.row) * PITCH + column)
-        held = local((16,), "float16")
-        for i in (0, 8):
+        """What the lane holds of the rows from `first` and the columns from `column`."""
+        count = self.fragments.held
+        at = T.bind((first + self.row) * PITCH + column + self.column)
+        held = local((count,), "float16")
+        for i in range(0, count, 8):
             T.buffer_store(held, T.BufferLoad(buffer, [tirx.Ramp(at + i, 1, 8)]), [tirx.Ramp(i, 1, 8)])
-        return T.BufferLoad(held, [tirx.Ramp(0, 1, 16)])
+        return T.BufferLoad(held, [tirx.Ramp(0, 1, count)])
 
     def multiply(self, column: int) -> None:
-        tokens = [self.fragment(self.a, self.wave_m + 16 * m, column) for m in range(WAVE_TOKENS // 16)]
-        tokens = [T.bind(f) for f in tokens]
+        tokens = [T.bind(self.fragment(self.a, self.wave_m + 16 * m, column)) for m in range(self.wave_tokens // 16)]
+        whole = tirx.Ramp(0, 1, self.fragments.results)
         for j in range(WAVE_ROWS // 16):
             rows = T.bind(self.fragment(self.b, self.wave_n + 16 * j, column))
             for m, a in enumerate(tokens):
-                sums, whole = self.sums[m][j], tirx.Ramp(0, 1, 8)
-                T.buffer_store(sums, self.product(a, rows, T.BufferLoad(sums, [whole])), [whole])
+                sums = self.sums[m][j]
+                T.buffer_store(sums, self.fragments.product(a, rows, T.BufferLoad(sums, [whole])), [whole])
 
     def store(self) -> None:
         k, parts = self.k, self.k.parts
         for m, tiles in enumerate(self.sums):
-            for i in range(8):
-                token = T.bind(self.token0 + self.wave_m + 16 * m + 2 * i + self.high)
+            for i in range(self.fragments.results):
+                token = T.bind(self.token0 + self.wave_m + 16 * m + self.fragments.row(self.lane, i))
                 with T.If(token < self.end), T.Then():
                     for j in range(0, WAVE_ROWS // 16, parts):
                         unit, _ = self.unit_of(self.wave_n + 16 * j + self.row)

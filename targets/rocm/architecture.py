@@ -17,8 +17,8 @@ class Chip:
 
     lanes: of a wave; registers: 32-bit VGPRs of a lane that the waves of one SIMD share; granule: VGPRs are allocated
     in multiples of it; waves: most waves of one SIMD; simds: that share one LDS; lds: bytes of that LDS; cus: compute
-    units of the largest product; matrix: the matrix instruction that kernels use; dot2: has v_dot2_f32_f16; family:
-    which of llvm/exchange-*.ll fits.
+    units of the largest product; matrix: the matrix instruction that kernels use (llvm/matrix-*.ll); dot2: has
+    v_dot2_f32_f16; family: which of llvm/exchange-*.ll fits.
     """
 
     name: str
@@ -38,12 +38,12 @@ def _rdna(names: str, registers: int, granule: int, cus: int, matrix: str | None
     return {n: Chip(n, 32, registers, granule, waves, 4, 131072, cus, matrix, dot2, "gfx10") for n in names.split()}
 
 
-def _cdna(name: str, registers: int, granule: int, cus: int, waves: int):
-    return {name: Chip(name, 64, registers, granule, waves, 4, 65536, cus, None, True, "gfx9")}
+def _cdna(name: str, registers: int, granule: int, cus: int, waves: int, matrix: str | None = "mfma"):
+    return {name: Chip(name, 64, registers, granule, waves, 4, 65536, cus, matrix, True, "gfx9")}
 
 
 CHIPS: dict[str, Chip] = {
-    **_cdna("gfx906", 256, 4, 60, 10),  # MI50
+    **_cdna("gfx906", 256, 4, 60, 10, None),  # MI50
     **_cdna("gfx908", 256, 4, 120, 10),  # MI100; its accumulation registers are a file of their own
     **_cdna("gfx90a", 512, 8, 110, 8),  # MI200, one of its two dies
     **_cdna("gfx942", 512, 8, 304, 8),  # MI300X
@@ -59,8 +59,8 @@ CHIPS: dict[str, Chip] = {
     **_rdna("gfx1103", 1024, 16, 12, "wmma"),  # 780M
     **_rdna("gfx1150 gfx1152 gfx1153", 1024, 16, 16, "wmma"),  # 890M and smaller APUs
     **_rdna("gfx1151", 1536, 24, 40, "wmma"),  # 8060S
-    **_rdna("gfx1200", 1536, 24, 32),  # RX 9060; RDNA4's WMMA takes other fragments than RDNA3's
-    **_rdna("gfx1201", 1536, 24, 64),  # RX 9070
+    **_rdna("gfx1200", 1536, 24, 32, "wmma12"),  # RX 9060
+    **_rdna("gfx1201", 1536, 24, 64, "wmma12"),  # RX 9070
 }
 DEFAULT = ("gfx1030", "gfx1100", "gfx1101", "gfx1102", "gfx1103", "gfx1151", "gfx1200", "gfx1201")
 CODE_OBJECTS = (4, 5, 6)

@@ -26,6 +26,7 @@ import tvm_ffi
 from tvm import tirx
 
 from mlcrt.errors import MlcrtError
+from mlcrt.kernels.simt.staging import WIDE
 
 from .architecture import CHIPS, CODE_OBJECT, Chip, chip_target
 from .bundle import bundle
@@ -50,11 +51,13 @@ class Assembly:
 @dataclass(frozen=True)
 class Listing:
     """What a device module was made of. texts: assembly by chip; tags: per kernel what its launch arguments after its
-    own mean (blockIdx.x …); threads: per kernel the size of its workgroups, where it is fixed."""
+    own mean (blockIdx.x …); threads: per kernel the size of its workgroups, where it is fixed; gemvs: of kernels that
+    multiply one token by a weight, bits of a code, and whether every load of the weight should have 16 bytes."""
 
     texts: dict[str, str]
     tags: dict[str, list[str]]
     threads: dict[str, int]
+    gemvs: dict[str, tuple[int, bool]]
 
 
 def listing(code: bytes) -> dict[str, str]:
@@ -161,7 +164,9 @@ def _build(mod, wanted):
     texts = {chip.name: texts[chip.name] for chip in chips}
     functions = {var.name_hint: function for var, function in mod.functions_items()}
     tags = {name: [str(tag) for tag in f.attrs["tirx.kernel_launch_params"]] for name, f in functions.items()}
-    made = Listing(texts, tags, {name: size for name, f in functions.items() if (size := _threads(f))})
+    threads = {name: size for name, f in functions.items() if (size := _threads(f))}
+    gemvs = {name: found for name, f in functions.items() if (found := _gemv(f))}
+    made = Listing(texts, tags, threads, gemvs)
     digest = hashlib.sha256(_state["object"]).hexdigest()
     _listings.pop(digest, None)
     _listings[digest] = made
@@ -183,11 +188,26 @@ def _threads(function) -> int | None:
     return None if None in sizes else math.prod(map(int, sizes))
 
 
+def _gemv(function) -> tuple[int, bool] | None:
+    """What the kernel says of its loads (simt.staging.WIDE)."""
+    found = []
+
+    def note(statement):
+        if statement.attr_key == WIDE:
+            found.append((int(statement.node.value), bool(int(statement.value.value))))
+
+    tvm_ffi.structural_walk(function.body, (tirx.AttrStmt, note), order="pre")
+    return found[0] if found else None
+
+
 def _files(chip: Chip, version: int) -> list[str]:
     barrier = {"gfx11": "gfx11", "gfx12": "gfx12"}.get(chip.name[:5], "gfx9")
-    names = [f"barrier-{barrier}", f"exchange-{chip.family}", "dot8-dot2" if chip.dot2 else "dot8-fma", f"cov{version}"]
+    dot2 = "dot2-native" if chip.dot2 else "dot2-fma"
+    names = [f"barrier-{barrier}", f"exchange-{chip.family}", "divide", "dot8", "dot32", dot2, f"cov{version}"]
     if chip.lanes == 32:
-        names.append("matrix-wmma" if chip.matrix else "matrix-dot2" if chip.dot2 else "matrix-fma")
+        names.append("fragments-gfx12" if chip.matrix == "wmma12" else "fragments-gfx10")
+    if chip.lanes == 32 or chip.matrix:
+        names.append(f"matrix-{chip.matrix or ('dot2' if chip.dot2 else 'fma')}")
     return names
 
 

@@ -7,14 +7,16 @@ from mlcrt.errors import MlcrtError
 from .assembly import listings
 from .lint import KernelFacts, examine
 
+WIDE_SHARE = 0.95  # of a weight's bytes, in 128-bit loads
+
 
 def rows(module) -> list[dict]:
-    """One row per kernel and chip. Raises MlcrtError for a barrier that LDS stores may cross, and for a kernel that no
-    chip could start."""
+    """One row per kernel and chip. Raises MlcrtError for a barrier that LDS stores may cross, for a kernel that no chip
+    could start, and for one that should load its weight 16 bytes at a time and does not."""
     found = []
     for made in listings(module):
         for arch, text in made.texts.items():
-            found += examine(text, arch, made.threads)
+            found += examine(text, arch, made.threads, made.gemvs)
     for facts in found:
         if facts.racing:
             raise MlcrtError(
@@ -26,11 +28,16 @@ def rows(module) -> list[dict]:
                 f"{facts.kernel} cannot run on {facts.chip}: it takes {facts.threads} threads and {facts.lds} bytes of "
                 f"LDS, where {facts.most_threads} and 65536 are allowed; compile this model for cpu"
             )
+        if facts.wide and (facts.weights or 0) < WIDE_SHARE:
+            raise MlcrtError(
+                f"{facts.kernel} for {facts.chip} loads {100 * (facts.weights or 0):.0f} % of its weight 16 bytes at a "
+                f"time, where {100 * WIDE_SHARE:.0f} % is the least; this is a fault of mlcrt"
+            )
     return [_row(f) for f in sorted(found, key=lambda f: f.kernel)]
 
 
 def _row(f: KernelFacts) -> dict:
-    share = f.wide_share
+    share = f.weights
     return {
         "kernel": f.kernel.removesuffix("_kernel"),
         "chip": f.chip,
@@ -42,6 +49,6 @@ def _row(f: KernelFacts) -> dict:
         "scratch bytes": f.scratch,
         "waves/SIMD": f.occupancy,
         "load widths": " ".join(f"{count}x{8 * width}" for width, count in sorted(f.loads.items(), reverse=True)),
-        "128-bit share": "" if share is None else f"{100 * share:.0f} %",
+        "128-bit weights": "" if share is None else f"{100 * share:.0f} %",
         "barriers": f.barriers,
     }

@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from . import provenance
 from .architecture import CHIPS, Chip
+from .emulator.metadata import descriptors
 
 _LABEL = re.compile(r"([\w.$]+):")
 _BYTES = {
@@ -24,7 +26,8 @@ class KernelFacts:
     """One kernel on one chip. vgprs, sgprs: registers; lds: bytes of a workgroup; spills: registers spilled; scratch:
     bytes of a lane; threads, most_threads: of a workgroup, and what the code allows; occupancy: waves a SIMD holds at
     once; loads: {bytes of a lane: global load instructions}; barriers: workgroup barriers in the code; racing: lines of
-    those that LDS stores may cross."""
+    those that LDS stores may cross; weights: of a kernel that multiplies one token by a weight, the share of the
+    weight's bytes that 128-bit loads fetch; wide: whether those should be all of them."""
 
     kernel: str
     chip: str
@@ -39,16 +42,12 @@ class KernelFacts:
     loads: dict[int, int]
     barriers: int
     racing: tuple[int, ...]
-
-    @property
-    def wide_share(self) -> float | None:
-        """Share of the bytes of global load instructions, each counted once, that 128-bit loads ask for."""
-        total = sum(width * count for width, count in self.loads.items())
-        return 16 * self.loads.get(16, 0) / total if total else None
+    weights: float | None = None
+    wide: bool = False
 
 
-def examine(text: str, arch: str, threads: dict[str, int]) -> list[KernelFacts]:
-    """The facts of every kernel in an assembly text. threads: workgroup sizes by kernel."""
+def examine(text: str, arch: str, threads: dict[str, int], gemvs: dict[str, tuple[int, bool]] | None = None) -> list:
+    """KernelFacts of every kernel in an assembly text. threads: workgroup sizes by kernel; gemvs: see Listing."""
     lines, chip, found = text.splitlines(), CHIPS[arch], []
     starts = {match[1]: i for i, line in enumerate(lines) if (match := _LABEL.match(line))}
     for name, notes in _notes(text).items():
@@ -58,13 +57,31 @@ def examine(text: str, arch: str, threads: dict[str, int]) -> list[KernelFacts]:
         vgprs, lds = notes["vgpr_count"], notes["group_segment_fixed_size"]
         loads, barriers = _loads(code), sum(_is_barrier(i) for _, i, _ in code)
         held = occupancy(chip, vgprs, notes["sgpr_count"], lds, size)
+        bits, wide = (gemvs or {}).get(name, (0, False))
         found.append(
             KernelFacts(
                 name, arch, vgprs, notes["sgpr_count"], lds, spills, notes["private_segment_fixed_size"], size,
                 notes["max_flat_workgroup_size"], held, loads, barriers, _racing(code),
+                _weight_share(code, text, name, bits) if bits else None, wide,
             )
         )  # fmt: skip
     return found
+
+
+def _weight_share(code, text: str, kernel: str, bits: int) -> float | None:
+    """Share of the weight's bytes in 128-bit loads, with each part's bytes shared out among the instructions that load
+    it by their widths. None if none does."""
+    arguments = {a.offset: a.name for a in descriptors(text)[kernel].arguments}
+    found = provenance.loads(code, arguments, _load_width)
+    size = {"codes": 8 if bits == 3 else 4 * bits, "values": 4 * bits, "high": 4, "scales": 2, "mins": 2}  # 32 codes
+    total = wide = 0.0
+    for part in size:
+        widths = found.get(f"w_{part}", {})
+        bytes_loaded = sum(width * count for width, count in widths.items())
+        if bytes_loaded:
+            total += size[part]
+            wide += size[part] * 16 * widths.get(16, 0) / bytes_loaded
+    return wide / total if total else None
 
 
 def occupancy(chip: Chip, vgprs: int, sgprs: int, lds: int, threads: int) -> int:
@@ -109,12 +126,17 @@ def _is_barrier(instruction: str) -> bool:
     return re.match(r"s_barrier(_signal)?\b(?!_)", instruction) is not None
 
 
+def _load_width(instruction: str) -> int | None:
+    """Bytes that a global load fetches for a lane; None for any other instruction."""
+    match = re.match(r"(?:global|flat)_load_(?:d16_)?(?:hi_)?(\w+)", instruction)
+    return match and _BYTES.get(match[1].removeprefix("d16_").removesuffix("_d16").removesuffix("_hi"), 4)
+
+
 def _loads(code) -> dict[int, int]:
     counts: dict[int, int] = {}
     for _, instruction, _ in code:
-        match = re.match(r"(?:global|flat)_load_(?:d16_)?(?:hi_)?(\w+)", instruction)
-        if match:
-            width = _BYTES.get(match[1].removeprefix("d16_").removesuffix("_d16").removesuffix("_hi"), 4)
+        width = _load_width(instruction)
+        if width:
             counts[width] = counts.get(width, 0) + 1
     return counts
 

@@ -18,10 +18,10 @@ class Machine:
     [waves, lanes] of 32-bit items, scalar ones [waves] or a number."""
 
     def __init__(self, waves: int = 1, lanes: int = 32, apart: bool = False, lds: int = 1024, granule: int = 1,
-                 scratch: int = 64, vgprs: int = 64):  # fmt: skip
+                 scratch: int = 64, vgprs: int = 64, generation: int = 11):  # fmt: skip
         number = np.arange(waves)
         in_group, group = (np.zeros_like(number), number) if apart else (number, np.zeros_like(number))
-        self.kernel = Kernel("test", [], {}, Descriptor({"wavefront_size32": int(lanes == 32)}))
+        self.kernel = Kernel("test", [], {}, Descriptor({"wavefront_size32": int(lanes == 32)}), generation)
         self.waves = Waves(waves, lanes, vgprs, in_group, group)
         self.waves.memory = Memory()
         self.waves.lds = Lds(waves if apart else 1, lds, granule, 1 if apart else waves)
@@ -78,7 +78,7 @@ class Machine:
     def run(self, *texts: str) -> None:
         with np.errstate(all="ignore"):
             for text in texts:
-                bind(parse_instruction(text, 1), self.kernel)(self.waves)
+                bind(parse_instruction(text, 1, self.kernel.generation), self.kernel)(self.waves)
 
 
 def lanes_of(values, lanes: int = 32) -> np.ndarray:

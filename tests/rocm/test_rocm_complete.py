@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import test_rocm_compare
+import test_rocm_dialects
 import test_rocm_memory as memory
 import test_rocm_races
 import test_rocm_salu
@@ -14,6 +15,7 @@ from test_rocm_packed import REFERENCE
 from test_rocm_valu import APPROXIMATE_NAMES
 
 from mlcrt.targets.rocm.emulator import launch  # noqa: F401  fills the table
+from mlcrt.targets.rocm.emulator.salu_float import FLOAT_ROWS
 from mlcrt.targets.rocm.emulator.table import BINDERS
 
 HERE = Path(__file__).parent
@@ -27,7 +29,8 @@ def covered() -> set[str]:
     names |= {f"s_cmpk_{n}_{k}" for n in ("eq", "lg", "gt", "ge", "lt", "le") for k in ("i32", "u32")}
     names |= {f"v_wmma_f32_16x16x16_{k}" for k in ("f16", "bf16")} | {f"v_wmma_i32_16x16x16_iu{b}" for b in (4, 8)}
     names |= {f"v_wmma_{k}_16x16x16_{k}" for k in ("f16", "bf16")} | {"dual"}
-    names |= {f"s_load_b{32 * n}" for n in (1, 2, 4, 8, 16)}
+    names |= {f"s_load_b{32 * n}" for n in (1, 2, 3, 4, 8, 16)}
+    names |= set(FLOAT_ROWS) | {f"s_cmp_{n}_f32" for n in test_rocm_dialects.COMPARISONS}
     for space in ("global", "flat", "scratch"):
         names |= {f"{space}_load_{k}" for k in memory.WIDTHS} | {f"{space}_store_{k}" for k in memory.STORES}
         names |= {f"{space}_load_d16_{h}{k}" for k in memory.D16 for h in ("", "hi_")}
@@ -41,7 +44,8 @@ def covered() -> set[str]:
         spelled = {"swap": "storexchg", "cmpswap": "cmpstore"}.get(name, name)
         names |= {f"ds_{spelled}_{kind}", f"ds_{spelled}_rtn_{kind}"}
     text = "".join(p.read_text() for p in HERE.glob("test_rocm_*.py") if p != Path(__file__))
-    return names | {re.sub(r"_(e32|e64|dpp)$", "", m) for m in re.findall(r"\b(?:[sv]|ds|buffer)_[a-z0-9_]+", text)}
+    spelled = re.findall(r"\b(?:[sv]|ds|buffer|global)_[a-z0-9_]+", text)
+    return names | {re.sub(r"_(e32|e64|dpp)$", "", m) for m in spelled}
 
 
 def test_every_mnemonic_is_tested():

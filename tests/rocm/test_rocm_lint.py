@@ -7,13 +7,18 @@ import re
 import pytest
 import rocm_kernels as K
 import tiny
+import tvm
 
 from mlcrt.compile import compile_model
 from mlcrt.dist import open_dist
 from mlcrt.errors import MlcrtError
-from mlcrt.targets.rocm import assembly
+from mlcrt.kernels.records import Linear
+from mlcrt.quant.scheme import SCHEMES
+from mlcrt.targets.rocm import assembly, attributes, library
 from mlcrt.targets.rocm.architecture import CHIPS
-from mlcrt.targets.rocm.lint import _instructions, _loads, _racing, examine, occupancy
+from mlcrt.targets.rocm.inspection import rows
+from mlcrt.targets.rocm.lint import _instructions, _load_width, _loads, _racing, examine, occupancy
+from mlcrt.targets.rocm.provenance import loads
 
 
 def racing(*lines: str) -> tuple[int, ...]:
@@ -108,4 +113,56 @@ def test_facts_are_those_of_the_metadata(arch):
     assert facts.vgprs == int(re.search(r"\.vgpr_count: +(\d+)", text)[1])
     assert facts.lds == 2 * 32 * 16 * 4  # TVM drops the padding column, which nobody touches
     assert (facts.spills, facts.scratch, facts.threads) == (0, 0, 256)
-    assert facts.wide_share is not None
+    assert facts.weights is None
+
+
+NAMES = {0: "x", 8: "w_codes", 16: "w_scales"}
+POINTERS = ("s_load_b128 s[4:7], s[0:1], 0x0", "s_load_b64 s[2:3], s[0:1], 0x10")
+
+
+def traced(*lines: str) -> dict:
+    return loads(_instructions(["kernel:", *POINTERS, *lines, "s_endpgm"], 1), NAMES, _load_width)
+
+
+def test_loads_are_traced_to_their_arguments():
+    assert traced("global_load_b128 v[0:3], v4, s[6:7]", "global_load_u16 v5, v6, s[2:3]") == {
+        "w_codes": {16: 1}, "w_scales": {2: 1},
+    }  # fmt: skip
+    through_registers = (
+        "v_add_co_u32 v1, vcc_lo, s6, v0", "v_add_co_ci_u32_e64 v2, null, s7, 0, vcc_lo",
+        "v_dual_mov_b32 v8, v1 :: v_dual_mov_b32 v9, v2", "global_load_b64 v[1:2], v[8:9], off offset:16",
+        "global_load_b32 v3, v[1:2], off",  # by then v[1:2] are data
+    )  # fmt: skip
+    assert traced(*through_registers) == {"w_codes": {8: 1}}
+
+
+def test_loads_are_traced_along_both_paths():
+    lines = ("s_mov_b64 s[8:9], s[6:7]", "s_cbranch_scc1 .LBB0_2", "s_mov_b64 s[8:9], s[2:3]", ".LBB0_2:",
+             "global_load_b32 v3, v0, s[8:9]")  # fmt: skip
+    assert traced(*lines) == {"w_codes": {4: 1}, "w_scales": {4: 1}}
+
+
+def test_a_weight_in_narrow_loads_is_refused(monkeypatch):
+    """A row of an odd number of 3-bit groups allows 8 bytes at a time; here the kernel claims more."""
+    kernels = library(attributes("gfx1100"), "float16")
+    function = kernels.build_linear(Linear(SCHEMES["q3f16_1"], 64, 96, 1), "linear")
+    function = function.with_attr("global_symbol", "linear")
+
+    def compiled():
+        return tvm.compile(function, assembly.target("gfx1100")).mod
+
+    (row,) = rows(compiled())
+    assert row["128-bit weights"] == "43 %"  # high planes and scales
+    monkeypatch.setattr(assembly, "_gemv", lambda f: (3, True))
+    with pytest.raises(MlcrtError, match="loads 43 % of its weight 16 bytes at a time"):
+        rows(compiled())
+
+
+@pytest.mark.parametrize("arch", ["gfx1030", "gfx1200", "gfx942"])
+def test_weights_come_in_wide_loads_on_every_chip(arch):
+    kernels = library(attributes(arch), "float16")
+    function = kernels.build_linear(Linear(SCHEMES["q3f16_1"], 256, 512, 1, 1e-5, True, None, True), "linear")
+    function = function.with_attr("global_symbol", "linear")
+    (made,) = assembly.listings(tvm.compile(function, assembly.target(arch)).mod)
+    (facts,) = examine(made.texts[arch], arch, made.threads, made.gemvs)
+    assert facts.wide and facts.weights == 1.0

@@ -18,13 +18,14 @@ CARD = CARDS["rx7900xtx"]
 LIBRARY = library(attributes("gfx1100"), "float16")
 
 
-def gemv(columns: int, rows: int, gate: str | None) -> Call:
-    """A linear layer with RMSNorm in q4f16_1; as many rows at once as the full layer has."""
-    scheme = SCHEMES["q4f16_1"]
+def gemv(columns: int, rows: int, gate: str | None, scheme=SCHEMES["q4f16_1"]) -> Call:
+    """A linear layer with RMSNorm."""
     op = Linear(scheme, rows, columns, 1, 1e-5, gate=gate)
     parts = list(scheme.tensors(rows, columns).values())
     arguments = [((1, columns), "float32"), *parts, ((columns,), "float32"), ((1, op.units), "float32")]
-    return Call("linear", LIBRARY.build_linear(op, "linear"), tuple(arguments), 4, frozenset({1, 2, 3}), 32)
+    inputs = len(arguments) - 1
+    function = LIBRARY.build_linear(op, "linear")
+    return Call("linear", function, tuple(arguments), inputs, frozenset(range(1, inputs)), 32)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,16 @@ def test_llama2_7b_products_are_bound_by_memory(columns, rows, gate):
     assert kernel.memory_s == kernel.bytes / 960e9
     assert kernel.bound == "memory"
     assert max(kernel.valu_s, kernel.lds_s, kernel.l0_s) < 0.5 * kernel.memory_s
+
+
+@pytest.mark.parametrize(
+    ("scheme", "columns"), [*((s, 4096) for s in SCHEMES), ("q3f16_1", 11008), ("q4f32_1", 11008)]
+)  # fmt: skip
+def test_products_of_every_scheme_are_bound_by_memory(scheme, columns):
+    """Though some take more than one instruction to unpack a code."""
+    (kernel,) = estimate(gemv(columns, 64, None, SCHEMES[scheme].row_major()), CARD, 16)
+    assert kernel.bound == "memory"
+    assert max(kernel.valu_s, kernel.lds_s, kernel.l0_s) < 0.7 * kernel.memory_s
 
 
 def test_touched_lines_and_instructions():

@@ -141,6 +141,6 @@ def test_compiling_says_nothing_about_a_missing_rocm(model, tmp_path):
     assert "Warning" not in result.stderr
     assert result.stdout.strip() == str(tmp_path / "out")
     header = next(line for line in result.stderr.splitlines() if "VGPRs" in line)
-    assert all(name in header for name in ("kernel", "LDS bytes", "spills", "scratch", "waves/SIMD", "128-bit share"))
+    assert all(name in header for name in ("kernel", "LDS bytes", "spills", "scratch", "waves/SIMD", "128-bit weights"))
     rows = [line for line in result.stderr.splitlines() if "linear_q0f32_decode" in line]
     assert rows and all("gfx1100" in row for row in rows)

@@ -1,4 +1,4 @@
-"""An emulator of RDNA3 (gfx11) that runs the assembly text LLVM prints for a kernel.
+"""An emulator of RDNA3 (gfx11), and by translation of gfx9, gfx10 and gfx12, for the assembly that LLVM prints.
 
     program = Program.parse(module.inspect_source("asm"))
     report = Launch(program, "gemv_kernel", grid=(64,), block=(128,), args={"W": w, "x": x, "y": Unwritten(y)}).run()

@@ -16,6 +16,8 @@ END = 1 << 60  # the program counter of a wave that is done
 
 def ends_block(mnemonic: str) -> bool:
     """Does control go elsewhere than to the next instruction?"""
+    if mnemonic == "s_barrier_signal":
+        return False
     return mnemonic.startswith(("s_branch", "s_cbranch", "s_endpgm", "s_barrier", "s_setpc", "s_swappc"))
 
 
@@ -77,18 +79,55 @@ def _barrier(instruction: Instruction, kernel: Kernel):
     barrier, where another wave may already read or write its bytes."""
 
     def step(waves):
-        if waves.lds is not None and waves.lds.shared:
-            stores, accesses = waves.counters.in_flight(waves.where)
-            if accesses.any():
-                wave = int(np.argmax(accesses))
-                what = "stores" if stores[wave] else "accesses"
-                raise Race(
-                    f"a barrier is reached with LDS {what} in flight: no s_waitcnt lgkmcnt(0) before it "
-                    f"({waves.name(wave, 0).rsplit(',', 1)[0]})"
-                )
+        _arrive(waves)
         waves.waiting[waves.where] = True
 
     return step
+
+
+def _arrive(waves) -> None:
+    if waves.lds is not None and waves.lds.shared:
+        stores, accesses = waves.counters.in_flight(waves.where)
+        if accesses.any():
+            wave = int(np.argmax(accesses))
+            what = "stores" if stores[wave] else "accesses"
+            raise Race(
+                f"a barrier is reached with LDS {what} in flight: no wait for them before it "
+                f"({waves.name(wave, 0).rsplit(',', 1)[0]})"
+            )
+
+
+@handles("s_barrier_signal")
+def _signal(instruction: Instruction, kernel: Kernel):
+    """Half a barrier: the wave has arrived, and waits at s_barrier_wait. LDS accesses in between would belong to
+    neither side; LLVM puts none there, and they are refused."""
+    _workgroup(instruction, kernel)
+    for other in kernel.instructions[kernel.instructions.index(instruction) + 1 :]:
+        if other.mnemonic == "s_barrier_wait":
+            return lambda waves: _arrive(waves)
+        if other.mnemonic.startswith(("ds_", "s_branch", "s_cbranch", "s_endpgm")):
+            break
+    raise UnknownInstruction(
+        f"{kernel.name} line {instruction.line}: LDS accesses or branches between the halves of a barrier are not "
+        "emulated"
+    )
+
+
+@handles("s_barrier_wait")
+def _barrier_wait(instruction: Instruction, kernel: Kernel):
+    _workgroup(instruction, kernel)
+
+    def step(waves):
+        waves.waiting[waves.where] = True
+
+    return step
+
+
+def _workgroup(instruction: Instruction, kernel: Kernel) -> None:
+    if instruction.words not in (("-1",), ("0xffff",)):
+        raise UnknownInstruction(
+            f"{kernel.name} line {instruction.line}: only the workgroup's barrier is emulated (`{instruction.text}`)"
+        )
 
 
 @handles("s_waitcnt", "s_waitcnt_lgkmcnt")
@@ -112,7 +151,19 @@ def _wait(instruction: Instruction, kernel: Kernel):
     return step
 
 
+@handles("s_wait_dscnt", "s_wait_loadcnt_dscnt", "s_wait_storecnt_dscnt")
+def _wait_lds(instruction: Instruction, kernel: Kernel):
+    """gfx12: how many LDS operations may be left; in the combined forms the low six bits."""
+    left = int(instruction.words[0], 0) & 0x3F
+
+    def step(waves):
+        waves.counters.wait(waves.where, left)
+
+    return step
+
+
 @handles(
+    "s_wait_loadcnt", "s_wait_storecnt", "s_wait_kmcnt", "s_wait_alu", "s_wait_idle", "global_inv", "global_wb",
     "s_nop", "s_clause", "s_delay_alu", "s_sleep", "s_setprio", "s_set_inst_prefetch_distance", "s_inst_prefetch",
     "s_waitcnt_depctr", "s_waitcnt_vscnt", "s_waitcnt_vmcnt", "s_waitcnt_expcnt", "s_code_end", "s_sendmsg",
     "s_icache_inv", "s_dcache_inv", "buffer_gl0_inv", "buffer_gl1_inv",

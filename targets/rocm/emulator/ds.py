@@ -153,11 +153,12 @@ def _permute(instruction: Instruction, kernel: Kernel):
     target, address, data = (o.index for o in instruction.operands)
     offset = np.uint32(instruction.modifiers.get("offset", 0))
     move = bpermute if instruction.mnemonic == "ds_bpermute_b32" else permute
+    reach = 64 if kernel.generation == 9 else 32
 
     def step(waves):
         waves.counters.issue(waves.where)
         waves.require(address)
-        move(waves, target, waves.read_vector(address) + offset, data)
+        move(waves, target, waves.read_vector(address) + offset, data, reach)
 
     return step
 

@@ -191,10 +191,13 @@ def _permlane64(instruction: Instruction, kernel: Kernel):
     return step
 
 
-def bpermute(waves, target: int, address: np.ndarray, vector: int) -> None:
-    """ds_bpermute_b32: each lane takes the value of lane address / 4; inactive source lanes give 0."""
-    chosen = ((address >> np.uint32(2)) % np.uint32(min(waves.lanes, 32))).astype(np.int64)
-    chosen = np.broadcast_to(chosen, (waves.n, waves.lanes)) + (waves.lane_index & ~np.uint32(31)).astype(np.int64)
+def bpermute(waves, target: int, address: np.ndarray, vector: int, reach: int = 32) -> None:
+    """ds_bpermute_b32: each lane takes the value of lane address / 4, of the `reach` lanes around it; inactive source
+    lanes give 0."""
+    reach = min(waves.lanes, reach)
+    chosen = ((address >> np.uint32(2)) % np.uint32(reach)).astype(np.int64)
+    around = (waves.lane_index & ~np.uint32(reach - 1)).astype(np.int64)
+    chosen = np.broadcast_to(chosen, (waves.n, waves.lanes)) + around
     active = waves.exec_mask()
     readable = np.ones(chosen.shape, bool) if active is None else np.take_along_axis(active, chosen, 1)
     needed = np.zeros(chosen.shape, bool)
@@ -205,13 +208,13 @@ def bpermute(waves, target: int, address: np.ndarray, vector: int) -> None:
     waves.write_vector(target, np.where(readable, bits, np.uint32(0)))
 
 
-def permute(waves, target: int, address: np.ndarray, vector: int) -> None:
+def permute(waves, target: int, address: np.ndarray, vector: int, reach: int = 32) -> None:
     """ds_permute_b32: each lane sends its value to lane address / 4; lanes that get none read 0, the highest sender
     wins."""
     waves.require(vector)
-    lanes = min(waves.lanes, 32)
+    lanes = min(waves.lanes, reach)
     to = np.broadcast_to((address >> np.uint32(2)) % np.uint32(lanes), (waves.n, waves.lanes)).astype(np.int64)
-    to = to + (waves.lane_index & ~np.uint32(31)).astype(np.int64)
+    to = to + (waves.lane_index & ~np.uint32(lanes - 1)).astype(np.int64)
     active = waves.exec_mask()
     wave, lane = np.nonzero(np.ones(to.shape, bool) if active is None else active)
     result = np.zeros((waves.n, waves.lanes), np.uint32)

@@ -11,18 +11,32 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from . import control, ds, salu, valu_compare, valu_convert, valu_float, valu_integer, valu_packed, vmem, wmma
+from . import (
+    control,
+    ds,
+    salu,
+    salu_float,
+    valu_cdna,
+    valu_compare,
+    valu_convert,
+    valu_float,
+    valu_integer,
+    valu_packed,
+    vmem,
+    wmma,
+)
 from .errors import Deadlock, EmulationError, ParseError
 from .lds import Lds
 from .memory import Buffer, Memory
-from .operands import EXEC_LO
+from .operands import EXEC_LO, TRAP
 from .parser import Kernel, Program
 from .report import Report
 from .state import Waves, pack_mask
 from .table import bind
 
 # importing these fills the instruction table
-INSTRUCTION_MODULES = (control, ds, salu, valu_compare, valu_convert, valu_float, valu_integer, valu_packed, vmem, wmma)
+INSTRUCTION_MODULES = (control, ds, salu, salu_float, valu_cdna, valu_compare, valu_convert, valu_float, valu_integer,
+                       valu_packed, vmem, wmma)  # fmt: skip
 
 
 class Unwritten:
@@ -154,7 +168,7 @@ class Launch:
         wave_in_group = np.tile(np.arange(per_group), len(groups))
         group = np.repeat(groups, per_group)
         local = np.repeat(np.arange(len(groups)), per_group)
-        waves = Waves(count, lanes, max(d.get("next_free_vgpr"), 1), wave_in_group, local)
+        waves = Waves(count, lanes, kernel.registers, wave_in_group, local)
         waves.first_group = int(groups[0])
         waves.memory, waves.traffic = self.memory, report
         waves.lds = Lds(len(groups), self.lds_bytes, ds.granule(kernel), per_group)
@@ -172,7 +186,12 @@ class Launch:
         self._user_registers(waves, kernarg)
         index = d.get("user_sgpr_count")
         gx, gy, _ = self.grid
-        for axis, number in zip("xyz", (group % gx, group // gx % gy, group // (gx * gy)), strict=True):
+        numbers = (group % gx, group // gx % gy, group // (gx * gy))
+        if kernel.generation >= 12:  # in trap registers 9, and 7 with z above y
+            waves.write_scalar(TRAP + 9, numbers[0].astype(np.uint32))
+            waves.write_scalar(TRAP + 7, (numbers[1] | numbers[2] << 16).astype(np.uint32))
+            return waves
+        for axis, number in zip("xyz", numbers, strict=True):
             if d.get(f"system_sgpr_workgroup_id_{axis}"):
                 waves.write_scalar(index, number.astype(np.uint32))
                 index += 1
@@ -181,7 +200,8 @@ class Launch:
     def _user_registers(self, waves: Waves, kernarg: int) -> None:
         """User SGPRs in the order of the ABI; only the argument pointer has a value here."""
         index = 0
-        for name, words in (("dispatch_ptr", 2), ("queue_ptr", 2), ("kernarg_segment_ptr", 2), ("dispatch_id", 2),
+        for name, words in (("private_segment_buffer", 4), ("dispatch_ptr", 2), ("queue_ptr", 2),
+                            ("kernarg_segment_ptr", 2), ("dispatch_id", 2), ("flat_scratch_init", 2),
                             ("private_segment_size", 1)):  # fmt: skip
             if not self.kernel.descriptor.get(f"user_sgpr_{name}"):
                 continue

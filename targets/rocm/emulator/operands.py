@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 from .errors import ParseError
 
-VCC_LO, NULL, M0, EXEC_LO, SCC = 106, 124, 125, 126, 253
+VCC_LO, TRAP, NULL, M0, EXEC_LO, SCC = 106, 108, 124, 125, 126, 253
+ACCUMULATION = 256  # where the accumulation registers of CDNA stand among the vector registers
 _NAMED = {
     "vcc_lo": (VCC_LO, 1), "vcc_hi": (VCC_LO + 1, 1), "vcc": (VCC_LO, 2), "null": (NULL, 1), "m0": (M0, 1),
     "exec_lo": (EXEC_LO, 1), "exec_hi": (EXEC_LO + 1, 1), "exec": (EXEC_LO, 2), "src_scc": (SCC, 1), "scc": (SCC, 1),
 }  # fmt: skip
-_REGISTER = re.compile(r"([vs])(?:(\d+)|\[(\d+)(?::(\d+))?\])(?:\.([lh]))?$")
+_REGISTER = re.compile(r"([vsa]|ttmp)(?:(\d+)|\[(\d+)(?::(\d+))?\])(?:\.([lh]))?$")
 _FLOAT = re.compile(r"-?(\d+\.\d*|\d*\.\d+|\d+)(e[+-]?\d+)?$")
 # 1/(2π) is an inline constant of its own and is printed with these digits
 _INV_2PI = {"0.15915494", "0.15915494309189532", "0.1592"}
@@ -67,7 +68,8 @@ def parse_operand(text: str) -> Operand:
         kind, single, first, last, half = found.groups()
         start = int(single if single is not None else first)
         count = int(last) - start + 1 if last is not None else 1
-        return Operand(kind, start, count, half, neg=neg, abs=absolute)
+        kind, first = {"a": ("v", ACCUMULATION), "ttmp": ("s", TRAP)}.get(kind, (kind, 0))
+        return Operand(kind, first + start, count, half, neg=neg, abs=absolute)
     if re.fullmatch(r"-?0x[0-9a-fA-F]+", text) or re.fullmatch(r"-?\d+", text):
         return Operand("literal", value=int(text, 0), neg=neg, abs=absolute)
     if text.lstrip("-") in _INV_2PI:
@@ -77,13 +79,14 @@ def parse_operand(text: str) -> Operand:
     raise ParseError(f"'{original}' is no operand this emulator knows")
 
 
-_FLAG = ("clamp", "glc", "slc", "dlc", "gds", "row_mirror", "row_half_mirror", "nv", "scc")
+_FLAG = ("clamp", "glc", "slc", "dlc", "gds", "row_mirror", "row_half_mirror", "nv", "scc", "sc0", "sc1", "nt")
 _LISTS = ("op_sel", "op_sel_hi", "neg_lo", "neg_hi", "quad_perm", "dpp8")
 _NUMBERS = (
     "offset", "offset0", "offset1", "mul", "div", "row_shl", "row_shr", "row_ror", "row_share", "row_xmask",
     "row_mask", "bank_mask", "bound_ctrl", "fi", "wait_exp", "byte_sel", "index_key",
 )  # fmt: skip
-_KEYED = re.compile(r"\s*\b(" + "|".join(_LISTS + _NUMBERS + ("offset",)) + r"):(\[[^\]]*\]|swizzle\([^)]*\)|[^\s,]+)")
+_WORDS = ("dst_sel", "dst_unused", "src0_sel", "src1_sel", "th", "scope")
+_KEYED = re.compile(r"\s*\b(" + "|".join(_LISTS + _NUMBERS + _WORDS) + r"):(\[[^\]]*\]|swizzle\([^)]*\)|[^\s,]+)")
 _FLAGS = re.compile(r"\s+(" + "|".join(_FLAG) + r")\b")
 
 
@@ -96,7 +99,7 @@ def split_operands(text: str) -> tuple[list[str], dict]:
         if key in _LISTS:
             modifiers[key] = tuple(int(v, 0) for v in value.strip("[]").split(","))
         else:
-            modifiers[key] = value if value.startswith("swizzle") else int(value, 0)
+            modifiers[key] = value if key in _WORDS or value.startswith("swizzle") else int(value, 0)
         return ""
 
     def flag(match: re.Match) -> str:

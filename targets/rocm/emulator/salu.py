@@ -149,6 +149,9 @@ row("s_pack_hl_b32_b16", "u", "uu", lambda a, b: (a >> U32(16)) | (b << U32(16))
 row("s_pack_hh_b32_b16", "u", "uu", lambda a, b: (a >> U32(16)) | (b & _HIGH16))
 
 # arithmetic
+row("s_add_nc_u64", "U", "UU", lambda a, b: a + b)
+row("s_sub_nc_u64", "U", "UU", lambda a, b: a - b)
+row("s_mul_u64", "U", "UU", lambda a, b: a * b)
 row("s_add_u32", "u", "uu", lambda a, b: _carry(_w(a) + _w(b)), "carry")
 row("s_addc_u32", "u", "uuc", lambda a, b, c: _carry(_w(a) + _w(b) + c), "carry")
 row("s_sub_u32", "u", "uu", lambda a, b: _carry(_w(a) - _w(b)), "carry")

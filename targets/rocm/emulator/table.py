@@ -43,7 +43,7 @@ def instruction_class(mnemonic: str) -> str:
     """The unit that executes it: SALU, SMEM, VALU, VOPD, WMMA, LDS, VMEM, SCRATCH or CONTROL."""
     if mnemonic == "dual":
         return "VOPD"
-    if mnemonic.startswith("v_wmma"):
+    if mnemonic.startswith(("v_wmma", "v_mfma")):
         return "WMMA"
     if mnemonic.startswith("v_"):
         return "VALU"

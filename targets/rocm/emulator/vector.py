@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .errors import UnknownInstruction
-from .fetch import WIDTH, Source, source
+from .fetch import DTYPES, WIDTH, Source, source
 from .lanes import dpp_control
 from .operands import NULL, SCC, VCC_LO, Operand
 from .parser import Instruction, Kernel
@@ -81,9 +81,13 @@ def _dual(instruction: Instruction, kernel: Kernel):
     return step
 
 
+_KEEPING = ("v_fma_mix", "v_fma_f16", "v_mad_u16", "v_mad_i16", "v_div_fixup_f16")  # gfx9: the other half stays
+# SDWA's selections: first bit and bits
+_SELECTIONS = {"DWORD": (0, 32), "WORD_0": (0, 16), "WORD_1": (16, 16), **{f"BYTE_{i}": (8 * i, 8) for i in range(4)}}
 _VECTOR_MODIFIERS = {
-    "clamp", "mul", "div", "op_sel", "op_sel_hi", "neg_lo", "neg_hi", "quad_perm", "dpp8", "row_shl", "row_shr",
-    "row_ror", "row_mirror", "row_half_mirror", "row_share", "row_xmask", "row_mask", "bank_mask", "bound_ctrl", "fi",
+    "dst_sel", "dst_unused", "src0_sel", "src1_sel", "clamp", "mul", "div", "op_sel", "op_sel_hi", "neg_lo", "neg_hi",
+    "quad_perm", "dpp8", "row_shl", "row_shr", "row_ror", "row_mirror", "row_half_mirror", "row_share", "row_xmask",
+    "row_mask", "bank_mask", "bound_ctrl", "fi",
 }  # fmt: skip
 
 
@@ -116,9 +120,16 @@ def prepare_entry(table: Entry, instruction: Instruction, kernel: Kernel, halves
     sources: list[Source] = []
     for i, (operand, kind) in enumerate(zip(operands, table.ins, strict=True)):
         half = "h" if i < len(selected) and selected[i] else halves[i] if halves else None
-        sources.append(source(operand, kind, half, control.permute if control and i == 0 else None))
+        permute = control.permute if control and i == 0 else None
+        if f"src{i}_sel" in modifiers:
+            sources.append(_selected(operand, kind, *_SELECTIONS[modifiers[f"src{i}_sel"]]))
+        else:
+            sources.append(source(operand, kind, half, permute))
     if WIDTH[table.out] == 16 and out_half is None:
         out_half = target.half or ("h" if len(selected) > len(operands) and selected[-1] else "l")
+    placed = _SELECTIONS[modifiers.get("dst_sel", "DWORD")]
+    if placed[1] != 32 and (placed[1] == 8 or WIDTH[table.out] != 32 or modifiers.get("dst_unused") != "UNUSED_PAD"):
+        raise UnknownInstruction(f"{kernel.name} line {instruction.line}: `{instruction.text}` is not emulated")
     finish = _finisher(table, modifiers, instruction, kernel)
     registers = tuple(dict.fromkeys(r for s in sources for r in s.registers))
     register_set = frozenset(r for r, _ in registers)
@@ -138,9 +149,30 @@ def prepare_entry(table: Entry, instruction: Instruction, kernel: Kernel, halves
             defined = _definedness(waves, table, sources, registers, control, arguments)
         result = function(waves, *arguments) if needs_waves else function(*arguments)
         result, mask = result if mask_out else (result, None)
+        if placed[1] == 16:
+            result = (np.asarray(result).view(np.uint32) & np.uint32(0xFFFF)) << np.uint32(placed[0])
         return (result if finish is None else finish(waves, result)), defined, mask
 
-    return compute, _committer(table, target, mask_target, out_half, control)
+    kept = instruction.mnemonic.startswith(_KEEPING) and "_legacy_" not in instruction.text
+    clears = kernel.generation == 9 and out_half == "l" and not kept
+    return compute, _committer(table, target, mask_target, out_half, control, clears)
+
+
+def _selected(operand: Operand, kind: str, first: int, bits: int) -> Source:
+    """Some bits of a 32-bit source as `kind`, zero-extended."""
+    if bits == 32 or (bits == 16 and WIDTH[kind] == 16):
+        return source(operand, kind, "h" if first else None)
+    if operand.neg or operand.abs or kind[0] == "f":
+        raise UnknownInstruction(f"{bits} bits of a {kind} operand are not emulated")
+    whole = source(operand, "u32")
+    registers = tuple((r, "h" if first >= 16 else "l") for r, _ in whole.registers)
+    unsigned, mask = np.dtype(f"u{WIDTH[kind] // 8}"), np.uint32((1 << bits) - 1)
+
+    def get(w):
+        part = (np.asarray(whole.get(w)) >> np.uint32(first)) & mask
+        return part.astype(unsigned).view(DTYPES[kind])
+
+    return Source(get, registers)
 
 
 def _definedness(waves, table: Entry, sources, registers, control, arguments):
@@ -207,7 +239,8 @@ def _finisher(table: Entry, modifiers: dict, instruction: Instruction, kernel: K
     return finish
 
 
-def _committer(table: Entry, target: Operand, mask_target: Operand | None, half: str | None, control):
+def _committer(table: Entry, target: Operand, mask_target: Operand | None, half: str | None, control, clears: bool):
+    """clears: 16-bit results set the upper half to zero, as on gfx9."""
     index, width = target.index, WIDTH[table.out]
 
     def commit(waves, computed):
@@ -222,6 +255,9 @@ def _committer(table: Entry, target: Operand, mask_target: Operand | None, half:
             waves.write_vector(index + 1, (bits >> np.uint64(32)).astype(np.uint32), None, second, lanes)
         elif width == 32:
             waves.write_vector(index, np.asarray(value).view(np.uint32), None, defined, lanes)
+        elif clears:
+            full = None if defined is None else (defined[0], np.full_like(defined[0], waves.all_lanes))
+            waves.write_vector(index, np.asarray(value).view(np.uint16).astype(np.uint32), None, full, lanes)
         else:
             waves.write_vector(index, np.asarray(value).view(np.uint16), half, defined, lanes)
 

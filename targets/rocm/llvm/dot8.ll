@@ -1,10 +1,10 @@
 ; Sum of (code - 8) * x over the eight 4-bit codes of a word, x in the order 0 4 1 5 2 6 3 7. Or-ing a code into the
 ; mantissa of the half 1024 gives 1024 + code, or 1024 + 16 code four bits up; adding -1032, or -72 after dividing by
-; 16, is exact. The sum is kept in float32 by v_dot2_f32_f16.
+; 16, is exact. The sum is kept in float32.
 target triple = "amdgcn-amd-amdhsa-hcc"
 
 declare <2 x half> @llvm.fma.v2f16(<2 x half>, <2 x half>, <2 x half>)
-declare float @llvm.amdgcn.fdot2(<2 x half>, <2 x half>, float, i1 immarg)
+declare float @mlcrt_dot2(<2 x half>, <2 x half>, float)
 
 define float @mlcrt_dot8(i32 %w, <8 x half> %x) alwaysinline nounwind {
   %v = lshr i32 %w, 8
@@ -28,9 +28,9 @@ define float @mlcrt_dot8(i32 %w, <8 x half> %x) alwaysinline nounwind {
   %xb = shufflevector <8 x half> %x, <8 x half> poison, <2 x i32> <i32 2, i32 3>
   %xc = shufflevector <8 x half> %x, <8 x half> poison, <2 x i32> <i32 4, i32 5>
   %xd = shufflevector <8 x half> %x, <8 x half> poison, <2 x i32> <i32 6, i32 7>
-  %sa = call float @llvm.amdgcn.fdot2(<2 x half> %a, <2 x half> %xa, float 0.0, i1 false)
-  %sb = call float @llvm.amdgcn.fdot2(<2 x half> %b, <2 x half> %xb, float %sa, i1 false)
-  %sc = call float @llvm.amdgcn.fdot2(<2 x half> %c, <2 x half> %xc, float %sb, i1 false)
-  %sd = call float @llvm.amdgcn.fdot2(<2 x half> %d, <2 x half> %xd, float %sc, i1 false)
+  %sa = call float @mlcrt_dot2(<2 x half> %a, <2 x half> %xa, float 0.0)
+  %sb = call float @mlcrt_dot2(<2 x half> %b, <2 x half> %xb, float %sa)
+  %sc = call float @mlcrt_dot2(<2 x half> %c, <2 x half> %xc, float %sb)
+  %sd = call float @mlcrt_dot2(<2 x half> %d, <2 x half> %xd, float %sc)
   ret float %sd
 }
