@@ -19,7 +19,7 @@ from tvm.script.ir_builder import tirx as T
 from mlcrt.kernels.arguments import weight_arguments
 from mlcrt.kernels.records import Linear
 
-from .alike import Packing
+from .alike import Packing, Panel
 from .functions import activation
 from .vector import Accumulator, const, every, halves, hold, horizontal_sum, load, segments, splat, stack, store
 from .weights import Rows
@@ -28,8 +28,8 @@ from .weights import Rows
 @dataclass(frozen=True)
 class LinearTiles:
     """lanes: float32 per vector; gemv_rows: dot products in flight; gemv_block: rows a thread takes at once;
-    gemm_tokens x gemm_rows: accumulators held in registers; alike_tokens: tokens that share what is unpacked, as many
-    as there are down to 1, and alike_rows: weight rows at a time; native_f16: the CPU converts float16 itself."""
+    gemm_tokens x gemm_rows: accumulators held in registers; alike_rows: weight rows unpacked
+    at a time for many tokens, which take them in tiles of alike_tokens, the larger first; native_f16: the CPU converts float16 itself."""
 
     lanes: int = 16
     gemv_rows: int = 4
@@ -38,7 +38,7 @@ class LinearTiles:
     gemm_rows: int = 6
     native_f16: bool = True
     alike_rows: int = 2
-    alike_tokens: tuple[int, ...] = (8, 4, 2, 1)
+    alike_tokens: tuple[int, ...] = (4, 2)
 
 
 class _Kernel:
@@ -292,6 +292,14 @@ def _dequantise_row(k: _Kernel, row, panel, panel_row: int) -> None:
 
 def _gemm_alike(k: _Kernel) -> None:
     """Like one-token products side by side, sharing what is unpacked: see alike.py."""
+    with T.If(k.n == 1):
+        with T.Then():
+            _gemv(k)
+        with T.Else():
+            _tokens_alike(k)
+
+
+def _tokens_alike(k: _Kernel) -> None:
     op, tiles, w = k.op, k.tiles, k.weights
     packing = Packing(w, k.n, tiles.alike_tokens)
     with T.parallel(packing.tokens) as slot:
@@ -305,22 +313,17 @@ def _gemm_alike(k: _Kernel) -> None:
     block -= block % units
     with T.parallel(-(-op.units // block)) as b:
         first = T.bind(tirx.min(b * block, op.units - block))  # the last block overlaps its neighbour
+        panel = Panel(w, tiles.lanes, units * k.parts)
+        with T.serial(block // units) as step:
+            unit0 = T.bind(first + step * units)
+            panel.unpack([k.weight_row(unit0 + u, p) for u in range(units) for p in range(k.parts)])
 
-        def tile(token0, size: int) -> None:
-            with T.serial(block // units) as step:
-                unit0 = T.bind(first + step * units)
-                rows = [k.weight_row(unit0 + u, p) for u in range(units) for p in range(k.parts)]
-                sums = [stack(size) for _ in rows]
-
-                def keep(t, dots: list, sums=sums) -> None:
-                    for buffer, dot in zip(sums, dots, strict=True):
-                        T.buffer_store(buffer, dot, [t])
-
-                packing.dots(rows, tiles.lanes, token0, size, keep)
+            def tile(token0, size: int) -> None:
+                sums = panel.dots(packing, token0, size)
                 for u in range(units):
                     k.finish_tile(token0, size, unit0 + u, sums[u * k.parts : (u + 1) * k.parts])
 
-        packing.each_tile(tile)
+            packing.each_tile(tile)
 
 
 def linear(op: Linear, tiles: LinearTiles, name: str = "linear"):
