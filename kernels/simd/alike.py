@@ -171,10 +171,10 @@ class Panel:
         offsets = panel(w.per_word + 1) if scheme.asymmetric else None
         for t, (row, total) in enumerate(zip(partial, totals, strict=True)):
             for r, (acc, to) in enumerate(zip(row, total, strict=True)):
-                value = scales[r] * acc.get()
+                start = to.get()
                 if scheme.asymmetric:
-                    value = value + offsets[r] * load(packing.sums, [], sums + t * lanes, lanes)
-                to.add(value)
+                    start = start + offsets[r] * load(packing.sums, [], sums + t * lanes, lanes)
+                to.set(start + scales[r] * acc.get())
 
 
 def _beside(value, width: int, lanes: int):

@@ -28,8 +28,9 @@ from .weights import Rows
 @dataclass(frozen=True)
 class LinearTiles:
     """lanes: float32 per vector; gemv_rows: dot products in flight; gemv_block: rows a thread takes at once;
-    gemm_tokens x gemm_rows: accumulators held in registers; alike_rows: weight rows unpacked
-    at a time for many tokens, which take them in tiles of alike_tokens, the larger first; native_f16: the CPU converts float16 itself."""
+    gemm_tokens x gemm_rows: accumulators held in registers; alike_rows: weight rows unpacked at once for all tokens of
+    an `alike` product, which take them in tiles of alike_tokens, the larger first; native_f16: the CPU converts
+    float16 itself."""
 
     lanes: int = 16
     gemv_rows: int = 4
@@ -214,7 +215,7 @@ def row_dots(rows: list, lanes: int, x, x_row: list, sums, sums_row: list) -> li
         with T.serial(count) as i:
             word = T.bind(start + i * width)
             for (w, row), acc in zip(rows, accs, strict=True):
-                acc.add(_partial_dot(w, row, word, width, (x, x_row), (sums, sums_row)))
+                _add_words(acc, w, row, word, width, (x, x_row), (sums, sums_row))
         for r, acc in enumerate(accs):
             total = acc.get()
             if tails[r] is not None:
@@ -227,18 +228,20 @@ def row_dots(rows: list, lanes: int, x, x_row: list, sums, sums_row: list) -> li
     return [T.bind(horizontal_sum(*tail)) for tail in tails]
 
 
-def _partial_dot(w: Rows, row, word, width: int, x: tuple, sums: tuple):
-    """float32 vector: `width` words of one row times their activations, lane by lane."""
+def _add_words(acc: Accumulator, w: Rows, row, word, width: int, x: tuple, sums: tuple) -> None:
+    """Add `width` words of one row times their activations, lane by lane: the order that alike.py keeps."""
     codes = w.codes(row, word, width)
     products = [c * load(*x, word * w.per_word + j * width, width) for j, c in enumerate(codes)]
     affine = w.affine(row, word, width)
     if affine is None:
-        return reduce(add, products)
+        acc.add(reduce(add, products))
+        return
     scale, offset = affine
     total = load(*sums, word, width)
     if w.scheme.asymmetric:
-        return scale * reduce(add, products) + offset * total
-    return scale * reduce(add, products, total)
+        acc.set(acc.get() + offset * total + scale * reduce(add, products))
+    else:
+        acc.add(scale * reduce(add, products, total))
 
 
 def _gemm(k: _Kernel) -> None:
