@@ -33,10 +33,11 @@ class Packing:
             first = T.bind(first + count * size)
             rest = T.bind(tirx.max(rest - count * size, 0))
         self.tokens = first
-        self.x = T.alloc_buffer(((n + max(spare)) * weights.padded,), "float32", scope="global")
+        self.capacity = n + max(spare)
+        self.x = T.alloc_buffer((self.capacity * weights.padded,), "float32", scope="global")
         self.sums = None
         if not weights.scheme.is_float:
-            self.sums = T.alloc_buffer(((n + max(spare)) * weights.words,), "float32", scope="global")
+            self.sums = T.alloc_buffer((self.capacity * weights.words,), "float32", scope="global")
 
     def places(self, slot):
         """For the token at `slot`: where (word, j, lanes) of its activations lies, and where (word, lanes) of its
@@ -99,8 +100,8 @@ class Panel:
                         )  # fmt: skip
             at0 += count * self.stride
 
-    def dots(self, packing: Packing, token0, size: int) -> list:
-        """Per row a buffer [size]: float32 dot products with a tile's tokens.
+    def dots(self, packing: Packing, token0, size: int, use) -> None:
+        """use(token, row of the panel, float32) for the dot products of every row with each of a tile's tokens.
 
         Where vectors of words are narrower than the lanes, tokens lie side by side in one.
         """
@@ -122,14 +123,12 @@ class Panel:
                 folded = [self._fold(v, wide, width, size) for v in folded]
                 values = [[a + b for a, b in zip(v, f, strict=True)] for v, f in zip(values, folded, strict=True)]
             folded, wide = [[hold(v) for v in row] for row in values], width
-        results = []
-        for row in folded:
-            buffer = stack(size)
-            row = self._fold(row, wide, 1, size)
-            for i, value in enumerate(row):
-                store(buffer, value, [], i * (size // len(row)), size // len(row))
-            results.append(buffer)
-        return results
+        for r, row in enumerate(folded):
+            sums_of = self._fold(row, wide, 1, size)
+            lanes = size // len(sums_of)
+            for t in range(size):
+                value = sums_of[t // lanes]
+                use(token0 + t, r, value if lanes == 1 else tirx.Shuffle([value], [t % lanes]))
 
     def _fold(self, vectors: list, width: int, narrow: int, size: int) -> list:
         """Sums of the halves of every token's `width` values, and so on until there are `narrow`."""

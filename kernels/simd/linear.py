@@ -98,34 +98,16 @@ class _Kernel:
 
         permute(self.weights, self.tiles.lanes, self.padded, read, out, out_row, place)
 
-    def finish_tile(self, token0, size: int, unit, sums: list) -> None:
-        """`finish` of one unit for the tokens of a tile that are there; `sums` are buffers [size]. The activation,
-        which costs most, runs over all of them at once."""
-        if self.op.gate:
-            values = [load(buffer, [], 0, size) for buffer in sums]
-            if self.bias is not None:
-                bias = [T.BufferLoad(self.bias, [self.weight_row(unit, p)]) for p in range(2)]
-                values = [v + splat(b, size) for v, b in zip(values, bias, strict=True)]
-            store(sums[0], activation(self.op.gate, values[0], size) * values[1], [], 0, size)
-        with T.serial(size) as t, T.If(token0 + t < self.n), T.Then():
-            if self.op.gate:
-                self._store(token0 + t, unit, T.BufferLoad(sums[0], [t]))
-            else:
-                self.finish(token0 + t, unit, [T.BufferLoad(sums[0], [t])])
-
-    def finish(self, row, unit, sums: list) -> None:
-        """Bias, gate, residual and store of one output element; `sums` has one dot product per part."""
+    def finish(self, row, unit, sums: list, lanes: int = 1) -> None:
+        """Bias, gate, residual and store of `lanes` output elements; `sums` has their dot products, one per part."""
         if self.bias is not None:
-            sums = [s + T.BufferLoad(self.bias, [self.weight_row(unit, p)]) for p, s in enumerate(sums)]
+            sums = [s + load(self.bias, [], self.weight_row(unit, p), lanes) for p, s in enumerate(sums)]
         value = sums[0]
         if self.op.gate:
-            value = activation(self.op.gate, sums[0], 1) * sums[1]
-        self._store(row, unit, value)
-
-    def _store(self, row, unit, value) -> None:
+            value = activation(self.op.gate, sums[0], lanes) * sums[1]
         if self.residual is not None:
-            value = value + T.BufferLoad(self.residual, [row, unit])
-        T.buffer_store(self.y, value, [row, unit])
+            value = value + load(self.residual, [row], unit, lanes)
+        store(self.y, value, [row], unit, lanes)
 
 
 def permute(w: Rows, lanes: int, padded: int, read, out, out_row: list, place=None) -> None:
@@ -317,16 +299,25 @@ def _tokens_alike(k: _Kernel) -> None:
     with T.parallel(-(-op.units // block)) as b:
         first = T.bind(tirx.min(b * block, op.units - block))  # the last block overlaps its neighbour
         panel = Panel(w, tiles.lanes, units * k.parts)
+        dots = T.alloc_buffer((packing.capacity * k.parts * block,), "float32", scope="global")  # [token, part, unit]
         with T.serial(block // units) as step:
-            unit0 = T.bind(first + step * units)
-            panel.unpack([k.weight_row(unit0 + u, p) for u in range(units) for p in range(k.parts)])
+            rows = [k.weight_row(first + step * units + u, p) for p in range(k.parts) for u in range(units)]
+            panel.unpack(rows)
 
             def tile(token0, size: int) -> None:
-                sums = panel.dots(packing, token0, size)
-                for u in range(units):
-                    k.finish_tile(token0, size, unit0 + u, sums[u * k.parts : (u + 1) * k.parts])
+                panel.dots(packing, token0, size, keep)
+
+            def keep(token, r: int, value, step=step) -> None:
+                part, unit = divmod(r, units)
+                T.buffer_store(dots, value, [(token * k.parts + part) * block + step * units + unit])
 
             packing.each_tile(tile)
+        with T.serial(k.n) as token:
+            for start, lanes, count in segments(block, tiles.lanes):
+                with T.serial(count) as i:
+                    at = start + i * lanes
+                    sums = [load(dots, [], (token * k.parts + p) * block + at, lanes) for p in range(k.parts)]
+                    k.finish(token, first + at, sums, lanes)
 
 
 def linear(op: Linear, tiles: LinearTiles, name: str = "linear"):
