@@ -303,6 +303,8 @@ def _tokens_alike(k: _Kernel) -> None:
         with T.serial(block // units) as step:
             rows = [k.weight_row(first + step * units + u, p) for p in range(k.parts) for u in range(units)]
             panel.unpack(rows)
+            for row in rows:
+                w.prefetch(row + 2 * units)
 
             def tile(token0, size: int) -> None:
                 panel.dots(packing, token0, size, keep)
