@@ -179,6 +179,8 @@ def _gemv(k: _Kernel) -> None:
         with T.serial(block // units) as step:
             unit0 = T.bind(first + step * units)
             rows = [k.weight_row(unit0 + u, p) for u in range(units) for p in range(k.parts)]
+            for row in rows:
+                w.prefetch(row + 4 * len(rows))
             dots = row_dots([(w, row) for row in rows], tiles.lanes, x, [], sums, [])
             for u in range(units):
                 k.finish(0, unit0 + u, dots[u * k.parts : (u + 1) * k.parts])
