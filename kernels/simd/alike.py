@@ -9,7 +9,7 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from .vector import Accumulator, hold, load, opaque, segments, splat, stack, store
+from .vector import Accumulator, hold, load, opaque, segments, splat, store
 from .weights import Rows
 
 

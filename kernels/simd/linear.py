@@ -21,7 +21,7 @@ from mlcrt.kernels.records import Linear
 
 from .alike import Packing, Panel
 from .functions import activation
-from .vector import Accumulator, const, every, halves, hold, horizontal_sum, load, segments, splat, stack, store
+from .vector import Accumulator, const, every, halves, hold, horizontal_sum, load, opaque, segments, splat, stack, store
 from .weights import Rows
 
 
@@ -29,8 +29,8 @@ from .weights import Rows
 class LinearTiles:
     """lanes: float32 per vector; gemv_rows: dot products in flight; gemv_block: rows a thread takes at once;
     gemm_tokens x gemm_rows: accumulators held in registers; alike_rows: weight rows unpacked at once for all tokens of
-    an `alike` product, which take them in tiles of alike_tokens, the larger first; native_f16: the CPU converts
-    float16 itself."""
+    an `alike` product, which take them in tiles of alike_tokens, the larger first, alike_block: units a thread takes at
+    once; native_f16: the CPU converts float16 itself."""
 
     lanes: int = 16
     gemv_rows: int = 4
@@ -38,8 +38,9 @@ class LinearTiles:
     gemm_tokens: int = 4
     gemm_rows: int = 6
     native_f16: bool = True
-    alike_rows: int = 2
+    alike_rows: int = 3
     alike_tokens: tuple[int, ...] = (4, 2)
+    alike_block: int = 24
 
 
 class _Kernel:
@@ -295,25 +296,25 @@ def _tokens_alike(k: _Kernel) -> None:
         k.permute(token, packing.x, [], x)
         if packing.sums is not None:
             word_sums(w, tiles.lanes, packing.x, [], packing.sums, [], x, sums)
-    units = min(max(1, tiles.alike_rows // k.parts), op.units)
-    block = min(max(units, tiles.gemv_block // k.parts), op.units)
-    block -= block % units
+    together = min(tiles.alike_rows, op.units)
+    steps = min(tiles.alike_block, op.units) // together
+    block = steps * together
     with T.parallel(-(-op.units // block)) as b:
         first = T.bind(tirx.min(b * block, op.units - block))  # the last block overlaps its neighbour
-        panel = Panel(w, tiles.lanes, units * k.parts)
+        panel = Panel(w, tiles.lanes, together)
         dots = T.alloc_buffer((packing.capacity * k.parts * block,), "float32", scope="global")  # [token, part, unit]
-        with T.serial(block // units) as step:
-            rows = [k.weight_row(first + step * units + u, p) for p in range(k.parts) for u in range(units)]
-            panel.unpack(rows)
-            for row in rows:
-                w.prefetch(row + 2 * units)
+        with T.serial(k.parts * steps) as step:
+            part, unit = opaque(tirx.floordiv(step, steps)), opaque(tirx.floormod(step, steps) * together)
+            row = opaque(k.weight_row(first + unit, part))
+            panel.unpack([row + r for r in range(together)])
+            for r in range(together):
+                w.prefetch(row + 2 * together + r)
 
             def tile(token0, size: int) -> None:
                 panel.dots(packing, token0, size, keep)
 
-            def keep(token, r: int, value, step=step) -> None:
-                part, unit = divmod(r, units)
-                T.buffer_store(dots, value, [(token * k.parts + part) * block + step * units + unit])
+            def keep(token, r: int, value, part=part, unit=unit) -> None:
+                T.buffer_store(dots, value, [(token * k.parts + part) * block + unit + r])
 
             packing.each_tile(tile)
         with T.serial(k.n) as token:
