@@ -19,17 +19,18 @@ from tvm.script.ir_builder import tirx as T
 from mlcrt.kernels.arguments import weight_arguments
 from mlcrt.kernels.records import Linear
 
-from .alike import Packing
+from .alike import Packing, Panel
 from .functions import activation
-from .vector import Accumulator, const, every, halves, hold, horizontal_sum, load, segments, splat, stack, store
+from .vector import Accumulator, const, every, halves, hold, horizontal_sum, load, opaque, segments, splat, stack, store
 from .weights import Rows
 
 
 @dataclass(frozen=True)
 class LinearTiles:
     """lanes: float32 per vector; gemv_rows: dot products in flight; gemv_block: rows a thread takes at once;
-    gemm_tokens x gemm_rows: accumulators held in registers; alike_tokens: tokens that share what is unpacked, as many
-    as there are down to 1, and alike_rows: weight rows at a time; native_f16: the CPU converts float16 itself."""
+    gemm_tokens x gemm_rows: accumulators held in registers; alike_rows: weight rows unpacked at once for all tokens of
+    an `alike` product, which take them in tiles of alike_tokens, the larger first, alike_block: units a thread takes at
+    once; native_f16: the CPU converts float16 itself."""
 
     lanes: int = 16
     gemv_rows: int = 4
@@ -37,8 +38,9 @@ class LinearTiles:
     gemm_tokens: int = 4
     gemm_rows: int = 6
     native_f16: bool = True
-    alike_rows: int = 2
-    alike_tokens: tuple[int, ...] = (8, 4, 2, 1)
+    alike_rows: int = 3
+    alike_tokens: tuple[int, ...] = (4, 2)
+    alike_block: int = 24
 
 
 class _Kernel:
@@ -97,34 +99,16 @@ class _Kernel:
 
         permute(self.weights, self.tiles.lanes, self.padded, read, out, out_row, place)
 
-    def finish_tile(self, token0, size: int, unit, sums: list) -> None:
-        """`finish` of one unit for the tokens of a tile that are there; `sums` are buffers [size]. The activation,
-        which costs most, runs over all of them at once."""
-        if self.op.gate:
-            values = [load(buffer, [], 0, size) for buffer in sums]
-            if self.bias is not None:
-                bias = [T.BufferLoad(self.bias, [self.weight_row(unit, p)]) for p in range(2)]
-                values = [v + splat(b, size) for v, b in zip(values, bias, strict=True)]
-            store(sums[0], activation(self.op.gate, values[0], size) * values[1], [], 0, size)
-        with T.serial(size) as t, T.If(token0 + t < self.n), T.Then():
-            if self.op.gate:
-                self._store(token0 + t, unit, T.BufferLoad(sums[0], [t]))
-            else:
-                self.finish(token0 + t, unit, [T.BufferLoad(sums[0], [t])])
-
-    def finish(self, row, unit, sums: list) -> None:
-        """Bias, gate, residual and store of one output element; `sums` has one dot product per part."""
+    def finish(self, row, unit, sums: list, lanes: int = 1) -> None:
+        """Bias, gate, residual and store of `lanes` output elements; `sums` has their dot products, one per part."""
         if self.bias is not None:
-            sums = [s + T.BufferLoad(self.bias, [self.weight_row(unit, p)]) for p, s in enumerate(sums)]
+            sums = [s + load(self.bias, [], self.weight_row(unit, p), lanes) for p, s in enumerate(sums)]
         value = sums[0]
         if self.op.gate:
-            value = activation(self.op.gate, sums[0], 1) * sums[1]
-        self._store(row, unit, value)
-
-    def _store(self, row, unit, value) -> None:
+            value = activation(self.op.gate, sums[0], lanes) * sums[1]
         if self.residual is not None:
-            value = value + T.BufferLoad(self.residual, [row, unit])
-        T.buffer_store(self.y, value, [row, unit])
+            value = value + load(self.residual, [row], unit, lanes)
+        store(self.y, value, [row], unit, lanes)
 
 
 def permute(w: Rows, lanes: int, padded: int, read, out, out_row: list, place=None) -> None:
@@ -196,6 +180,8 @@ def _gemv(k: _Kernel) -> None:
         with T.serial(block // units) as step:
             unit0 = T.bind(first + step * units)
             rows = [k.weight_row(unit0 + u, p) for u in range(units) for p in range(k.parts)]
+            for row in rows:
+                w.prefetch(row + 4 * len(rows))
             dots = row_dots([(w, row) for row in rows], tiles.lanes, x, [], sums, [])
             for u in range(units):
                 k.finish(0, unit0 + u, dots[u * k.parts : (u + 1) * k.parts])
@@ -214,7 +200,7 @@ def row_dots(rows: list, lanes: int, x, x_row: list, sums, sums_row: list) -> li
         with T.serial(count) as i:
             word = T.bind(start + i * width)
             for (w, row), acc in zip(rows, accs, strict=True):
-                acc.add(_partial_dot(w, row, word, width, (x, x_row), (sums, sums_row)))
+                _add_words(acc, w, row, word, width, (x, x_row), (sums, sums_row))
         for r, acc in enumerate(accs):
             total = acc.get()
             if tails[r] is not None:
@@ -227,18 +213,20 @@ def row_dots(rows: list, lanes: int, x, x_row: list, sums, sums_row: list) -> li
     return [T.bind(horizontal_sum(*tail)) for tail in tails]
 
 
-def _partial_dot(w: Rows, row, word, width: int, x: tuple, sums: tuple):
-    """float32 vector: `width` words of one row times their activations, lane by lane."""
+def _add_words(acc: Accumulator, w: Rows, row, word, width: int, x: tuple, sums: tuple) -> None:
+    """Add `width` words of one row times their activations, lane by lane: the order that alike.py keeps."""
     codes = w.codes(row, word, width)
     products = [c * load(*x, word * w.per_word + j * width, width) for j, c in enumerate(codes)]
     affine = w.affine(row, word, width)
     if affine is None:
-        return reduce(add, products)
+        acc.add(reduce(add, products))
+        return
     scale, offset = affine
     total = load(*sums, word, width)
     if w.scheme.asymmetric:
-        return scale * reduce(add, products) + offset * total
-    return scale * reduce(add, products, total)
+        acc.set(acc.get() + offset * total + scale * reduce(add, products))
+    else:
+        acc.add(scale * reduce(add, products, total))
 
 
 def _gemm(k: _Kernel) -> None:
@@ -292,6 +280,14 @@ def _dequantise_row(k: _Kernel, row, panel, panel_row: int) -> None:
 
 def _gemm_alike(k: _Kernel) -> None:
     """Like one-token products side by side, sharing what is unpacked: see alike.py."""
+    with T.If(k.n == 1):
+        with T.Then():
+            _gemv(k)
+        with T.Else():
+            _tokens_alike(k)
+
+
+def _tokens_alike(k: _Kernel) -> None:
     op, tiles, w = k.op, k.tiles, k.weights
     packing = Packing(w, k.n, tiles.alike_tokens)
     with T.parallel(packing.tokens) as slot:
@@ -300,27 +296,33 @@ def _gemm_alike(k: _Kernel) -> None:
         k.permute(token, packing.x, [], x)
         if packing.sums is not None:
             word_sums(w, tiles.lanes, packing.x, [], packing.sums, [], x, sums)
-    units = min(max(1, tiles.alike_rows // k.parts), op.units)
-    block = min(max(units, tiles.gemv_block // k.parts), op.units)
-    block -= block % units
+    together = min(tiles.alike_rows, op.units)
+    steps = min(tiles.alike_block, op.units) // together
+    block = steps * together
     with T.parallel(-(-op.units // block)) as b:
         first = T.bind(tirx.min(b * block, op.units - block))  # the last block overlaps its neighbour
+        panel = Panel(w, tiles.lanes, together)
+        dots = T.alloc_buffer((packing.capacity * k.parts * block,), "float32", scope="global")  # [token, part, unit]
+        with T.serial(k.parts * steps) as step:
+            part, unit = opaque(tirx.floordiv(step, steps)), opaque(tirx.floormod(step, steps) * together)
+            row = opaque(k.weight_row(first + unit, part))
+            panel.unpack([row + r for r in range(together)])
+            for r in range(together):
+                w.prefetch(row + 2 * together + r)
 
-        def tile(token0, size: int) -> None:
-            with T.serial(block // units) as step:
-                unit0 = T.bind(first + step * units)
-                rows = [k.weight_row(unit0 + u, p) for u in range(units) for p in range(k.parts)]
-                sums = [stack(size) for _ in rows]
+            def tile(token0, size: int) -> None:
+                panel.dots(packing, token0, size, keep)
 
-                def keep(t, dots: list, sums=sums) -> None:
-                    for buffer, dot in zip(sums, dots, strict=True):
-                        T.buffer_store(buffer, dot, [t])
+            def keep(token, r: int, value, part=part, unit=unit) -> None:
+                T.buffer_store(dots, value, [(token * k.parts + part) * block + unit + r])
 
-                packing.dots(rows, tiles.lanes, token0, size, keep)
-                for u in range(units):
-                    k.finish_tile(token0, size, unit0 + u, sums[u * k.parts : (u + 1) * k.parts])
-
-        packing.each_tile(tile)
+            packing.each_tile(tile)
+        with T.serial(k.n) as token:
+            for start, lanes, count in segments(block, tiles.lanes):
+                with T.serial(count) as i:
+                    at = start + i * lanes
+                    sums = [load(dots, [], (token * k.parts + p) * block + at, lanes) for p in range(k.parts)]
+                    k.finish(token, first + at, sums, lanes)
 
 
 def linear(op: Linear, tiles: LinearTiles, name: str = "linear"):

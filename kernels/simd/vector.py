@@ -60,6 +60,12 @@ def hold(value):
     return load(buffer, [], 0, lanes)
 
 
+def prefetch(buffer, index: list) -> None:
+    """Ask for the cache line of an element that will be read soon. The element need not exist: nothing is read."""
+    address = tirx.address_of(T.BufferLoad(buffer, index))
+    T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", address, T.int32(0), T.int32(3), T.int32(1)))
+
+
 def splat(value, lanes: int):
     return value if lanes == 1 else T.Broadcast(value, lanes)
 

@@ -7,12 +7,13 @@ the order inside a row irrelevant: a dot product does not care.
 
 from __future__ import annotations
 
+import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from mlcrt.quant.scheme import Scheme
 
-from .vector import const, load, repeat, splat, to_float
+from .vector import const, load, prefetch, repeat, splat, to_float
 
 
 class Rows:
@@ -82,6 +83,13 @@ class Rows:
         odd = tirx.Ramp(T.int32(0), T.int32(1), lanes)
         shift = tirx.bitwise_and(odd, splat(T.int32(1), lanes)) * splat(T.int32(16), lanes)
         return T.bind(tirx.shift_right(values, tirx.Cast(f"uint32x{lanes}", shift)))
+
+    def prefetch(self, row) -> None:
+        """Ask for what is stored of a row."""
+        for buffer in self.buffers.values():
+            per_line = 64 // np.dtype(str(buffer.dtype)).itemsize
+            with T.serial(-(-int(buffer.shape[-1]) // per_line)) as line:
+                prefetch(buffer, [*self.leading, row, line * per_line])
 
     @staticmethod
     def _shift(value, bits: int, lanes: int):
