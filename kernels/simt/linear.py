@@ -149,8 +149,9 @@ def _gemv(k: LinearKernel, tiles: LinearTiles) -> None:
         stream.begin(rows_of(0)[1])
         if staged is not None:
             staged.fetch(thread, threads)
+        norm = _NormAhead(k, thread, threads) if _NormAhead.fits(k, threads) else None
         k.machine.follow()
-        x = _activations(k, packed)(k, thread, threads)
+        x = _activations(k, packed)(k, thread, threads, norm)
         with T.serial(count) as item:
             first, rows = rows_of(item)
             following = None if count == 1 else (item + 1 < count, rows_of(item + 1)[1])
@@ -336,18 +337,59 @@ class _StagedGroups:
         w.grouped = lambda part, row, group: T.BufferLoad(held[part], [self.local[hash(row)] * w.groups + group])
 
 
+class _NormAhead:
+    """The norm's weights that a thread will need, in registers before the kernel in front has ended: every block reads
+    all of them, and so only half as much is left to be read once the activations are there."""
+
+    MOST = 32  # registers
+
+    def __init__(self, k: LinearKernel, thread, threads: int):
+        self.n, words = k.weights.per_word, k.weights.words
+        self.turns = -(-words // threads)
+        self.held = local((self.turns * self.n,))
+        self.thread, self.threads, self.words = thread, threads, words
+        for turn, word in self.each():
+            for j in range(0, self.n, 4):
+                loaded = k.machine.stream(k.norm, [word * self.n + j], "uint32x4")
+                at = tirx.Ramp(turn * self.n + j, 1, 4)
+                T.buffer_store(self.held, tirx.reinterpret("float32x4", loaded), [at])
+
+    @classmethod
+    def fits(cls, k: LinearKernel, threads: int) -> bool:
+        w = k.weights
+        few = -(-w.words // threads) * w.per_word <= cls.MOST
+        return k.norm is not None and k.machine.stream is not None and few and w.per_word % 4 == 0 == w.padded - w.columns
+
+    def each(self):
+        """(turn, word) of this thread; what is emitted in the loop runs only where there is such a word."""
+        for turn in range(self.turns):
+            word = T.bind(turn * self.threads + self.thread)
+            with contextlib.ExitStack() as guard:
+                if (turn + 1) * self.threads > self.words:
+                    guard.enter_context(T.If(word < self.words))
+                    guard.enter_context(T.Then())
+                yield turn, word
+
+    def values(self, turn: int) -> list:
+        return [T.BufferLoad(self.held, [turn * self.n + j]) for j in range(self.n)]
+
+
 class _Staged:
     """The token's activations in shared memory, in the order of the packed words.
 
     `factor` multiplies every dot product: 1/rms, found in the same pass, and any scaling of the stored values.
     """
 
-    def __init__(self, k: LinearKernel, thread, threads: int):
+    def __init__(self, k: LinearKernel, thread, threads: int, norm: _NormAhead | None = None):
         self.k, self.w = k, k.weights
         squares = Register(T.float32(0))
         self.allocate()
-        with strided(self.w.words, thread, threads) as word:
-            self.stage(word, self.read(word, squares))
+        if norm is None:
+            with strided(self.w.words, thread, threads) as word:
+                self.stage(word, self.read(word, squares))
+        else:
+            for turn, word in norm.each():
+                self.stage(word, self.read(word, squares, norm.values(turn)))
         if k.norm is None:
             barrier()
             self.factor = T.float32(1)
@@ -355,8 +397,9 @@ class _Staged:
             whole = block_reduce(k.machine, squares.get(), lambda a, b: a + b, threads, thread)
             self.factor = k.inverse_rms(whole)
 
-    def read(self, word, squares: Register) -> list:
-        """The activations of one word, zero beyond the columns; adds their squares (before the norm's weight)."""
+    def read(self, word, squares: Register, norm: list | None = None) -> list:
+        """The activations of one word, zero beyond the columns; adds their squares (before the norm's weight). `norm`:
+        the norm's weights if they are here already."""
         k, w = self.k, self.w
         n = w.per_word
         start = T.bind(word * n)
@@ -369,7 +412,7 @@ class _Staged:
             inside = start + j < k.op.columns
             for i in range(width):
                 T.buffer_store(chunk, T.float32(0), [i])
-            weight = local((width,)) if k.norm is not None else None
+            weight = local((width,)) if k.norm is not None and norm is None else None
             with contextlib.ExitStack() as guard:
                 if w.padded != k.op.columns:
                     guard.enter_context(T.If(inside))
@@ -377,10 +420,12 @@ class _Staged:
                 T.buffer_store(chunk, T.BufferLoad(k.x, [0, index]), [at])
                 if weight is not None:
                     T.buffer_store(weight, T.BufferLoad(k.norm, [index]), [at])
+                if k.norm is not None:
                     for i in range(width):
                         value = T.bind(T.BufferLoad(chunk, [i]))
                         squares.add(value * value)
-                        T.buffer_store(chunk, value * T.BufferLoad(weight, [i]), [i])
+                        factor = T.BufferLoad(weight, [i]) if norm is None else norm[j + i]
+                        T.buffer_store(chunk, value * factor, [i])
             values += [T.BufferLoad(chunk, [i]) for i in range(width)]
         return values
 
