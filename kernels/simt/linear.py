@@ -16,7 +16,8 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from mlcrt.kernels.arguments import weight_arguments
-from mlcrt.kernels.records import Linear
+from mlcrt.kernels.records import HALF_SCALE, Linear
+from mlcrt.quant.scheme import Scheme
 
 from .common import (
     Machine,
@@ -76,9 +77,9 @@ class LinearKernel:
         self.bias = T.arg("bias", T.Buffer((op.rows,), "float32")) if op.bias else None
         residual = T.arg("residual", T.handle()) if op.residual else None
         y = T.arg("y", T.handle())
-        self.x = T.match_buffer(x, (n, op.columns), "float32")
+        self.x = T.match_buffer(x, (n, op.columns), "float16" if op.half_in else "float32")
         self.residual = T.match_buffer(residual, (n, op.units), "float32") if op.residual else None
-        self.y = T.match_buffer(y, (n, op.units), "float32")
+        self.y = T.match_buffer(y, (n, op.units), "float16" if op.half_out else "float32")
         self.parts = 2 if op.gate else 1
 
     def inverse_rms(self, sum_of_squares):
@@ -135,7 +136,14 @@ class LinearKernel:
             value = activation(self.op.gate, sums[0]) * sums[1]
         if self.residual is not None:
             value = value + T.BufferLoad(self.residual, [row, unit])
+        if self.op.half_out:
+            value = tirx.Cast("float16", value * T.float32(1 / HALF_SCALE))
         T.buffer_store(self.y, value, [row, unit])
+
+
+def takes_packed(scheme: Scheme, machine: Machine) -> bool:
+    """Whether the one-token form multiplies packed halves."""
+    return scheme.bits == 4 and scheme.zero == 8 and scheme.dtype == "float16" and machine.dot8 is not None
 
 
 def _gemv(k: LinearKernel, tiles: LinearTiles) -> None:
@@ -166,8 +174,9 @@ def _gemv(k: LinearKernel, tiles: LinearTiles) -> None:
         stream.begin(rows_of(0)[1])
         if staged is not None:
             staged.fetch(thread, threads)
+        norm = _NormAhead(k, thread, threads) if _NormAhead.fits(k, threads) else None
         k.machine.follow()
-        x = activations(k, thread, threads)
+        x = activations(k, thread, threads, norm)
         with T.serial(count) as item:
             first, rows = rows_of(item)
             following = None if count == 1 else (item + 1 < count, rows_of(item + 1)[1])
@@ -209,7 +218,7 @@ def _shares(k: LinearKernel, tiles: LinearTiles) -> tuple[int, int, int]:
 def _activations(k: LinearKernel):
     """How the one-token form gets at its activations: from shared memory where that can hold them."""
     scheme, machine = k.op.scheme, k.machine
-    if scheme.dtype == "float16" and scheme.bits == 4 and scheme.zero == 8 and machine.dot8 is not None:
+    if takes_packed(scheme, machine):
         return _PackedActivations
     if scheme.dtype == "float16" and scheme.bits == 3 and machine.dot32 is not None and k.weights.per_lane == 4:
         from .groups import GroupedActivations
@@ -312,18 +321,63 @@ class _WeightStream:
         self.fetch(slot, chosen, T.bind(tirx.Select(here, step, step - self.steps)), tirx.Or(here, more))
 
 
+class _NormAhead:
+    """The norm's weights that a thread will need, in registers before the kernel in front has ended: every block reads
+    all of them, and so only half as much is left to be read once the activations are there."""
+
+    MOST = 32  # registers
+
+    def __init__(self, k: LinearKernel, thread, threads: int):
+        self.n, words = k.weights.per_word, k.weights.words
+        self.turns = -(-words // threads)
+        self.held = local((self.turns * self.n,))
+        self.thread, self.threads, self.words = thread, threads, words
+        for turn, word in self.each():
+            for j in range(0, self.n, 4):
+                loaded = k.machine.stream(k.norm, [word * self.n + j], "uint32x4")
+                at = tirx.Ramp(turn * self.n + j, 1, 4)
+                T.buffer_store(self.held, tirx.reinterpret("float32x4", loaded), [at])
+
+    @classmethod
+    def fits(cls, k: LinearKernel, threads: int) -> bool:
+        w = k.weights
+        if k.norm is None or k.machine.stream is None or w.per_word % 4 or w.padded != w.columns:
+            return False
+        return -(-w.words // threads) * w.per_word <= cls.MOST
+
+    def each(self):
+        """(turn, word) of this thread; what is emitted in the loop runs only where there is such a word."""
+        for turn in range(self.turns):
+            word = T.bind(turn * self.threads + self.thread)
+            with contextlib.ExitStack() as guard:
+                if (turn + 1) * self.threads > self.words:
+                    guard.enter_context(T.If(word < self.words))
+                    guard.enter_context(T.Then())
+                yield turn, word
+
+    def values(self, turn: int) -> list:
+        return [T.BufferLoad(self.held, [turn * self.n + j]) for j in range(self.n)]
+
+
 class _Staged:
     """The token's activations in shared memory, in the order of the packed words.
 
     `factor` multiplies every dot product: 1/rms, found in the same pass, and any scaling of the stored values.
     """
 
-    def __init__(self, k: LinearKernel, thread, threads: int):
+    def __init__(self, k: LinearKernel, thread, threads: int, norm: _NormAhead | None = None):
         self.k, self.w = k, k.weights
         squares = Register(T.float32(0))
         self.allocate()
-        with strided(self.w.words, thread, threads) as word:
-            self.stage(word, self.read(word, squares))
+        if k.op.half_in:
+            with strided(self.w.words, thread, threads) as word:
+                self.stage_half(word)
+        elif norm is None:
+            with strided(self.w.words, thread, threads) as word:
+                self.stage(word, self.read(word, squares))
+        else:
+            for turn, word in norm.each():
+                self.stage(word, self.read(word, squares, norm.values(turn)))
         if k.norm is None:
             barrier()
             self.factor = T.float32(1)
@@ -331,8 +385,9 @@ class _Staged:
             whole = block_reduce(k.machine, squares.get(), lambda a, b: a + b, threads, thread)
             self.factor = k.inverse_rms(whole)
 
-    def read(self, word, squares: Register) -> list:
-        """The activations of one word, zero beyond the columns; adds their squares (before the norm's weight)."""
+    def read(self, word, squares: Register, norm: list | None = None) -> list:
+        """The activations of one word, zero beyond the columns; adds their squares (before the norm's weight). `norm`:
+        the norm's weights if they are here already."""
         k, w = self.k, self.w
         n = w.per_word
         start = T.bind(word * n)
@@ -345,7 +400,7 @@ class _Staged:
             inside = start + j < k.op.columns
             for i in range(width):
                 T.buffer_store(chunk, T.float32(0), [i])
-            weight = local((width,)) if k.norm is not None else None
+            weight = local((width,)) if k.norm is not None and norm is None else None
             with contextlib.ExitStack() as guard:
                 if w.padded != k.op.columns:
                     guard.enter_context(T.If(inside))
@@ -353,10 +408,12 @@ class _Staged:
                 T.buffer_store(chunk, T.BufferLoad(k.x, [0, index]), [at])
                 if weight is not None:
                     T.buffer_store(weight, T.BufferLoad(k.norm, [index]), [at])
+                if k.norm is not None:
                     for i in range(width):
                         value = T.bind(T.BufferLoad(chunk, [i]))
                         squares.add(value * value)
-                        T.buffer_store(chunk, value * T.BufferLoad(weight, [i]), [i])
+                        factor = T.BufferLoad(weight, [i]) if norm is None else norm[j + i]
+                        T.buffer_store(chunk, value * factor, [i])
             values += [T.BufferLoad(chunk, [i]) for i in range(width)]
         return values
 
@@ -424,11 +481,11 @@ class _Activations(_Staged):
 class _PackedActivations(_Staged):
     """Symmetric 4-bit codes with packed half arithmetic: eight float16 a word in the order that `dot8` wants.
 
-    Values are stored divided by 16, so that the half-precision sum of eight products cannot overflow for activations
-    below 30,000. Lane l reads word 4*l + v of its row: words with equal v lie together, which avoids bank conflicts.
+    Values are stored divided by HALF_SCALE, so that the half-precision sum of eight products cannot overflow for
+    activations below 30,000. Lane l reads word 4*l + v of its row: words with equal v lie together, which avoids bank
+    conflicts.
     """
 
-    SCALE = 16.0
     ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 
     @staticmethod
@@ -442,8 +499,29 @@ class _PackedActivations(_Staged):
         slot = [tirx.floormod(word, 4), tirx.floordiv(word, 4)]
         packed = local((8,), "float16")
         for i, j in enumerate(self.ORDER):
-            T.buffer_store(packed, tirx.Cast("float16", values[j] * T.float32(1 / self.SCALE)), [i])
+            T.buffer_store(packed, tirx.Cast("float16", values[j] * T.float32(1 / HALF_SCALE)), [i])
         T.buffer_store(self.x, T.BufferLoad(packed, [tirx.Ramp(0, 1, 8)]), [*slot, tirx.Ramp(0, 1, 8)])
+
+    def stage_half(self, word) -> None:
+        """Activations that come in float16, divided already: pairs of neighbours become pairs in the order of ORDER."""
+        slot = [tirx.floormod(word, 4), tirx.floordiv(word, 4)]
+        pairs, packed = local((4,), "uint32"), local((4,), "uint32")
+        for i in range(4):
+            T.buffer_store(pairs, T.uint32(0), [i])
+        with contextlib.ExitStack() as guard:
+            if self.w.padded != self.k.op.columns:
+                guard.enter_context(T.If(word * 8 < self.k.op.columns))
+                guard.enter_context(T.Then())
+            loaded = T.BufferLoad(self.k.x, [0, tirx.Ramp(word * 8, 1, 8)])
+            T.buffer_store(pairs, tirx.reinterpret("uint32x4", loaded), [tirx.Ramp(0, 1, 4)])
+        for i in range(2):
+            low, high = (T.bind(T.BufferLoad(pairs, [i + 2 * j])) for j in range(2))
+            even = tirx.bitwise_or(tirx.bitwise_and(low, T.uint32(0xFFFF)), tirx.shift_left(high, T.uint32(16)))
+            odd = tirx.bitwise_or(tirx.shift_right(low, T.uint32(16)), tirx.bitwise_and(high, T.uint32(0xFFFF0000)))
+            T.buffer_store(packed, even, [2 * i])
+            T.buffer_store(packed, odd, [2 * i + 1])
+        whole = tirx.reinterpret("float16x8", T.BufferLoad(packed, [tirx.Ramp(0, 1, 4)]))
+        T.buffer_store(self.x, whole, [*slot, tirx.Ramp(0, 1, 8)])
 
     def partial_dots(self, rows: list, stored: list, scales: list, word) -> list:
         group = T.bind(tirx.floordiv(word, 4))
@@ -452,7 +530,7 @@ class _PackedActivations(_Staged):
             x = T.bind(T.BufferLoad(self.x, [v, group, tirx.Ramp(0, 1, 8)]))
             for r in range(len(rows)):
                 partial[r].add(self.k.machine.dot8(stored[r][v], x))
-        return [s[0] * p.get() * T.float32(self.SCALE) for s, p in zip(scales, partial, strict=True)]
+        return [s[0] * p.get() * T.float32(HALF_SCALE) for s, p in zip(scales, partial, strict=True)]
 
 
 def _row_dots(k: LinearKernel, stream: _WeightStream, x: _Staged, rows: list, following) -> list:

@@ -14,7 +14,7 @@ from .linear import _Activations
 class Unstaged(_Activations):
     """Keeps nothing: every subgroup reads the token again, which caches serve. Same numbers as staging, in float32."""
 
-    def __init__(self, k, thread, threads: int):
+    def __init__(self, k, thread, threads: int, norm=None):
         self.k, self.w = k, k.weights
         self.factor = T.float32(1)
         if k.norm is None:

@@ -124,9 +124,8 @@ def overlaps(source: bytes, kernel: bytes) -> bool:
 
 def compile_source(source: bytes, sms: tuple[str, ...]) -> bytes:
     """CUDA source → fat binary with machine code for every architecture, and PTX of the newest for later ones."""
-    # Activations are float, indices are int: were they promised to be nobody else's, their loads could move before
-    # mlcrt_overlap.
-    source = re.sub(rb"\b(float|int)\* __restrict__", rb"\1*", source)
+    # Were activations or indices promised to be nobody else's, their loads could move before mlcrt_overlap.
+    source = re.sub(rb"\b(float|half|int)\* __restrict__ (?!\w+_(?:values|scales|mins)_ptr\b)", rb"\1* ", source)
     numbers = sorted(int(s.removeprefix("sm_")) for s in sms)
     if nvrtc.available():
         return nvrtc.compile_fatbin(source, numbers)
