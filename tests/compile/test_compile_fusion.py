@@ -142,24 +142,6 @@ def test_experts_take_the_norm_and_the_residual_where_the_library_can(case):
         assert found["rms_norm"] == found["add"] == 0
 
 
-def test_a_gated_product_hands_on_what_the_next_one_would_round_to():
-    config = tiny.record("llama3_gqa7")["config"]
-    mod = stages(config)["fuse-residual"]
-    never, always = (SimpleNamespace(rounds_to_half=lambda a, half=half: half) for half in (False, True))
-    assert tvm_ffi.structural_equal(apply_rule(mod, fusion.pass_half(never)), mod)
-    mod = apply_rule(mod, fusion.pass_half(always))
-    for entry in ENTRIES:
-        found: list = []
-        visit = lambda e, f=found: f.append(e) if ops.name_of(e) == "linear" else None  # noqa: E731
-        relax.analysis.post_order_visit(mod[entry], visit)
-        halves = [c for c in found if "half" in c.attrs]
-        takers = [c for c in found if c.args[0].ty.dtype == "float16"]
-        # one token's down product takes it; many tokens go through tensor cores' own preparation
-        layers = config["num_hidden_layers"] if entry == "decode" else 0
-        assert len(halves) == len(takers) == layers and len(found) == 4 * config["num_hidden_layers"] + 1
-        assert all("gate" in c.attrs and c.ty.dtype == "float16" for c in halves)
-
-
 def test_dump_ir_writes_every_phase(model, tmp_path):
     compile_model(model, "q4f16_1", "cpu", dist_root=tmp_path / "dist", dump_ir=tmp_path / "ir" / "new")
     cpu = all_targets()["cpu"]
