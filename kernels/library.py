@@ -57,14 +57,10 @@ class KernelLibrary:
     def __init__(self, tiles, kv_dtype: str):
         self.tiles, self.kv_dtype = tiles, kv_dtype
 
-    def rounds_to_half(self, a: dict) -> bool:
-        """Whether the one-token kernel of a linear layer with these attributes takes activations as float16."""
-        return False
-
     def linear(self, a: dict, args: list) -> Kernel:
         op = Linear(
             SCHEMES[a["scheme"]], a["rows"], a["columns"], tokens_of(args[0]), a.get("norm_eps"), bool(a["bias"]),
-            a.get("gate"), bool(a["residual"]), is_batch(args[0]), args[0].ty.dtype == "float16", "half" in a,
+            a.get("gate"), bool(a["residual"]), is_batch(args[0]),
         )  # fmt: skip
         name = f"linear_{a['scheme']}_{'batch' if op.alike else _suffix(op.tokens)}"
         scratch = self.linear_scratch(op, args[0].ty.shape[0])

@@ -6,15 +6,12 @@ from dataclasses import dataclass
 
 from mlcrt.quant.scheme import Scheme
 
-HALF_SCALE = 16.0  # the half-precision sum of eight products of codes must not overflow
-
 
 @dataclass(frozen=True)
 class Linear:
     """A fused linear layer. `tokens` is 1 or None (any number); gated halves the output features.
 
     alike: every token is computed in the order of the one-token form, so that its result does not depend on the others.
-    half_in: x is float16 as another linear layer with half_out made it, divided by HALF_SCALE.
     """
 
     scheme: Scheme
@@ -26,8 +23,6 @@ class Linear:
     gate: str | None = None
     residual: bool = False
     alike: bool = False
-    half_in: bool = False
-    half_out: bool = False
 
     @property
     def units(self) -> int:

@@ -8,8 +8,6 @@ from mlcrt.kernels.simt import Library as SimtLibrary
 from mlcrt.kernels.simt import Machine, Tiles, experts_half
 from mlcrt.kernels.simt.attention import rope_append
 from mlcrt.kernels.simt.experts_many import Products
-from mlcrt.kernels.simt.linear import takes_packed
-from mlcrt.quant.scheme import SCHEMES
 
 from . import linear
 from .attention import decode_spaces, prefill_attention, rope_attention, supports, value_index
@@ -27,9 +25,6 @@ class Library(SimtLibrary):
     def __init__(self, tiles: Tiles, kv_dtype: str, machine: Machine, unit: MatrixUnit):
         super().__init__(tiles, kv_dtype, machine)
         self.unit, self.prefill_tiles = unit, PrefillTiles()
-
-    def rounds_to_half(self, a: dict) -> bool:
-        return takes_packed(SCHEMES[a["scheme"]], self.machine) and a["columns"] % 8 == 0
 
     def fuses_rope(self, a: dict) -> bool:
         """Whether rope_append and attention of one token become one kernel."""

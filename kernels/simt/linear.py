@@ -16,8 +16,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from mlcrt.kernels.arguments import weight_arguments
-from mlcrt.kernels.records import HALF_SCALE, Linear
-from mlcrt.quant.scheme import Scheme
+from mlcrt.kernels.records import Linear
 
 from .common import (
     Machine,
@@ -77,9 +76,9 @@ class LinearKernel:
         self.bias = T.arg("bias", T.Buffer((op.rows,), "float32")) if op.bias else None
         residual = T.arg("residual", T.handle()) if op.residual else None
         y = T.arg("y", T.handle())
-        self.x = T.match_buffer(x, (n, op.columns), "float16" if op.half_in else "float32")
+        self.x = T.match_buffer(x, (n, op.columns), "float32")
         self.residual = T.match_buffer(residual, (n, op.units), "float32") if op.residual else None
-        self.y = T.match_buffer(y, (n, op.units), "float16" if op.half_out else "float32")
+        self.y = T.match_buffer(y, (n, op.units), "float32")
         self.parts = 2 if op.gate else 1
 
     def inverse_rms(self, sum_of_squares):
@@ -136,14 +135,7 @@ class LinearKernel:
             value = activation(self.op.gate, sums[0]) * sums[1]
         if self.residual is not None:
             value = value + T.BufferLoad(self.residual, [row, unit])
-        if self.op.half_out:
-            value = tirx.Cast("float16", value * T.float32(1 / HALF_SCALE))
         T.buffer_store(self.y, value, [row, unit])
-
-
-def takes_packed(scheme: Scheme, machine: Machine) -> bool:
-    """Whether the one-token form multiplies packed halves."""
-    return scheme.bits == 4 and scheme.zero == 8 and scheme.dtype == "float16" and machine.dot8 is not None
 
 
 def _gemv(k: LinearKernel, tiles: LinearTiles) -> None:
@@ -218,7 +210,7 @@ def _shares(k: LinearKernel, tiles: LinearTiles) -> tuple[int, int, int]:
 def _activations(k: LinearKernel):
     """How the one-token form gets at its activations: from shared memory where that can hold them."""
     scheme, machine = k.op.scheme, k.machine
-    if takes_packed(scheme, machine):
+    if scheme.dtype == "float16" and scheme.bits == 4 and scheme.zero == 8 and machine.dot8 is not None:
         return _PackedActivations
     if scheme.dtype == "float16" and scheme.bits == 3 and machine.dot32 is not None and k.weights.per_lane == 4:
         from .groups import GroupedActivations
@@ -341,9 +333,8 @@ class _NormAhead:
     @classmethod
     def fits(cls, k: LinearKernel, threads: int) -> bool:
         w = k.weights
-        if k.norm is None or k.machine.stream is None or w.per_word % 4 or w.padded != w.columns:
-            return False
-        return -(-w.words // threads) * w.per_word <= cls.MOST
+        few = -(-w.words // threads) * w.per_word <= cls.MOST
+        return k.norm is not None and k.machine.stream is not None and few and w.per_word % 4 == 0 == w.padded - w.columns
 
     def each(self):
         """(turn, word) of this thread; what is emitted in the loop runs only where there is such a word."""
@@ -369,10 +360,7 @@ class _Staged:
         self.k, self.w = k, k.weights
         squares = Register(T.float32(0))
         self.allocate()
-        if k.op.half_in:
-            with strided(self.w.words, thread, threads) as word:
-                self.stage_half(word)
-        elif norm is None:
+        if norm is None:
             with strided(self.w.words, thread, threads) as word:
                 self.stage(word, self.read(word, squares))
         else:
@@ -481,11 +469,11 @@ class _Activations(_Staged):
 class _PackedActivations(_Staged):
     """Symmetric 4-bit codes with packed half arithmetic: eight float16 a word in the order that `dot8` wants.
 
-    Values are stored divided by HALF_SCALE, so that the half-precision sum of eight products cannot overflow for
-    activations below 30,000. Lane l reads word 4*l + v of its row: words with equal v lie together, which avoids bank
-    conflicts.
+    Values are stored divided by 16, so that the half-precision sum of eight products cannot overflow for activations
+    below 30,000. Lane l reads word 4*l + v of its row: words with equal v lie together, which avoids bank conflicts.
     """
 
+    SCALE = 16.0
     ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 
     @staticmethod
@@ -499,29 +487,8 @@ class _PackedActivations(_Staged):
         slot = [tirx.floormod(word, 4), tirx.floordiv(word, 4)]
         packed = local((8,), "float16")
         for i, j in enumerate(self.ORDER):
-            T.buffer_store(packed, tirx.Cast("float16", values[j] * T.float32(1 / HALF_SCALE)), [i])
+            T.buffer_store(packed, tirx.Cast("float16", values[j] * T.float32(1 / self.SCALE)), [i])
         T.buffer_store(self.x, T.BufferLoad(packed, [tirx.Ramp(0, 1, 8)]), [*slot, tirx.Ramp(0, 1, 8)])
-
-    def stage_half(self, word) -> None:
-        """Activations that come in float16, divided already: pairs of neighbours become pairs in the order of ORDER."""
-        slot = [tirx.floormod(word, 4), tirx.floordiv(word, 4)]
-        pairs, packed = local((4,), "uint32"), local((4,), "uint32")
-        for i in range(4):
-            T.buffer_store(pairs, T.uint32(0), [i])
-        with contextlib.ExitStack() as guard:
-            if self.w.padded != self.k.op.columns:
-                guard.enter_context(T.If(word * 8 < self.k.op.columns))
-                guard.enter_context(T.Then())
-            loaded = T.BufferLoad(self.k.x, [0, tirx.Ramp(word * 8, 1, 8)])
-            T.buffer_store(pairs, tirx.reinterpret("uint32x4", loaded), [tirx.Ramp(0, 1, 4)])
-        for i in range(2):
-            low, high = (T.bind(T.BufferLoad(pairs, [i + 2 * j])) for j in range(2))
-            even = tirx.bitwise_or(tirx.bitwise_and(low, T.uint32(0xFFFF)), tirx.shift_left(high, T.uint32(16)))
-            odd = tirx.bitwise_or(tirx.shift_right(low, T.uint32(16)), tirx.bitwise_and(high, T.uint32(0xFFFF0000)))
-            T.buffer_store(packed, even, [2 * i])
-            T.buffer_store(packed, odd, [2 * i + 1])
-        whole = tirx.reinterpret("float16x8", T.BufferLoad(packed, [tirx.Ramp(0, 1, 4)]))
-        T.buffer_store(self.x, whole, [*slot, tirx.Ramp(0, 1, 8)])
 
     def partial_dots(self, rows: list, stored: list, scales: list, word) -> list:
         group = T.bind(tirx.floordiv(word, 4))
@@ -530,7 +497,7 @@ class _PackedActivations(_Staged):
             x = T.bind(T.BufferLoad(self.x, [v, group, tirx.Ramp(0, 1, 8)]))
             for r in range(len(rows)):
                 partial[r].add(self.k.machine.dot8(stored[r][v], x))
-        return [s[0] * p.get() * T.float32(HALF_SCALE) for s, p in zip(scales, partial, strict=True)]
+        return [s[0] * p.get() * T.float32(self.SCALE) for s, p in zip(scales, partial, strict=True)]
 
 
 def _row_dots(k: LinearKernel, stream: _WeightStream, x: _Staged, rows: list, following) -> list:

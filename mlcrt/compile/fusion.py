@@ -174,24 +174,6 @@ def fuse_rope_attention(library):
     return rule
 
 
-def pass_half(library):
-    """linear(linear(… gated)) of one token → the gated one hands its result on as float16, where the library's
-    kernel would round it to that anyway"""
-
-    def rule(call, find):
-        if ops.name_of(call) != "linear" or _shape(call.args[0])[0] != 1:
-            return None
-        gated, a = find(call.args[0]), ops.attributes(call)
-        if ops.name_of(gated) != "linear" or "half" in gated.attrs or "gate" not in gated.attrs:
-            return None
-        if not library.rounds_to_half(a):
-            return None
-        half = find.emit(ops.make("linear", list(gated.args), **ops.attributes(gated), half=1))
-        return ops.make("linear", [half, *call.args[1:]], **a)
-
-    return rule
-
-
 def fuse_residual(call, find):
     """x + linear(…) → linear with a residual input"""
     if not is_op(call, "relax.add"):

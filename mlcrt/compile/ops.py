@@ -6,8 +6,7 @@ attributes. `places` is position [1], or positions [n], sequences [n] and blocks
 kernels/arguments.py).
 
     dequantize(parts…; scheme, rows, columns)                          → [rows, columns] f32
-    linear(x, parts…, [norm], [bias], [residual]; scheme, rows, columns, norm_eps?, bias, gate?, residual, half?)
-                                                                       → [n, units] f32, or f16 for one that takes it so
+    linear(x, parts…, [norm], [bias], [residual]; scheme, rows, columns, norm_eps?, bias, gate?, residual) → [n, units]
     embed(parts…, tokens; scheme, vocab, hidden, scale)                → [n, hidden]
     rotary_tables(inv_freq, position, tokens; factor, own?)            → (cos, sin) [n, rotary_dim/2]
     rope_append(qkv, cos, sin, places…, [q_norm, k_norm], k_cache, v_cache; …) → (k_cache, v_cache, q); caches in place
@@ -39,7 +38,7 @@ def _tokens(call) -> object:
 def _infer_linear(call, _):
     a = call.attrs
     units = int(a["rows"]) // 2 if "gate" in a else int(a["rows"])
-    return _tensor([_tokens(call), units], "float16" if "half" in a else "float32")
+    return _tensor([_tokens(call), units])
 
 
 def _infer_rope_append(call, _):

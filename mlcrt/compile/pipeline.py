@@ -36,7 +36,6 @@ def phases(library) -> list[Phase]:
         ("fuse-gate", _rule(fusion.fuse_gate)),
         ("fuse-residual", _rule(fusion.fuse_residual)),
         ("fuse-experts", _rule(fusion.fuse_experts(library))),
-        ("pass-half", _rule(fusion.pass_half(library))),
         ("fuse-rope-attention", _rule(fusion.fuse_rope_attention(library))),
         ("lower-operators", lambda mod: lower_operators(mod, library)),
         ("legalize", t.LegalizeOps()),
