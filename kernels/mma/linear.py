@@ -7,6 +7,10 @@ many blocks, with eight warps of 64 x 32.
 
 Order: 32 neighbouring columns are two steps of the contraction. Lane column c holds columns 8c .. 8c+7 of them, which
 of a 4-bit weight is one word, as the pairs (0,4) (1,5) | (2,6) (3,7) that unpacking two codes at once gives.
+
+A lane's part of an A fragment has to come into four neighbouring registers, or the compiler moves it there again and
+again. So the activations of tokens t and t + 8 of a tile of 16 lie together, pair by pair: a row of `prepared` has both,
+of the first the pairs at 0 and 2, of the second those at 1 and 3 of every 16 bytes.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from mlcrt.kernels.simt.common import (
     prim_func,
     resident,
     strided,
+    unrolled,
 )
 from mlcrt.kernels.simt.linear import LinearKernel
 
@@ -58,8 +63,8 @@ def _padded(op: Linear) -> int:
 
 
 def prepared_shape(op: Linear, n) -> tuple:
-    """Workspace: the activations as float16."""
-    return (n, _padded(op))
+    """Workspace: the activations as float16, two tokens a row; rows for whole tiles of 16 tokens."""
+    return (tirx.floordiv(n + 15, 16) * 8, 2 * _padded(op))
 
 
 def _packed(op: Linear) -> bool:
@@ -70,7 +75,7 @@ def _packed(op: Linear) -> bool:
 
 def prefill_linear(op: Linear, tiles: PrefillTiles, machine: Machine, unit: MatrixUnit, name: str):
     """PrimFunc(x [n, K] f32, weight parts, [norm [K]], [bias [rows]], [residual [n, units]], y [n, units] f32,
-    prepared [n, padded K] f16)."""
+    prepared f16, see prepared_shape)."""
 
     def body() -> None:
         kernel = LinearKernel(op, machine)
@@ -90,7 +95,8 @@ def prefill_linear(op: Linear, tiles: PrefillTiles, machine: Machine, unit: Matr
 
 
 def _prepare(k: LinearKernel, prepared) -> None:
-    """Per token: x, or RMSNorm(x), rounded to float16 and ordered; zero beyond the columns."""
+    """Per token: x, or RMSNorm(x), rounded to float16 and ordered; zero beyond the columns. What lies in rows beyond the
+    last token may be anything: a row of A only reaches its own results."""
     op = k.op
     with launch(bx=k.n, tx=PREPARE_THREADS) as (token, thread):
         k.machine.follow()
@@ -111,15 +117,18 @@ def _prepare(k: LinearKernel, prepared) -> None:
             for place, j in enumerate(ORDER):
                 value = T.BufferLoad(values, [j])
                 T.buffer_store(ordered, tirx.Cast("float16", value if inverse is None else value * inverse), [place])
-            whole = T.BufferLoad(ordered, [tirx.Ramp(0, 1, 8)])
-            T.buffer_store(prepared, whole, [token, tirx.Ramp(T.bind(i * 8), 1, 8)])
+            row = T.bind(tirx.floordiv(token, 16) * 8 + tirx.floormod(token, 8))
+            start = T.bind(i * 16 + tirx.floordiv(tirx.floormod(token, 16), 8) * 2)
+            for pair in range(4):
+                held = T.BufferLoad(ordered, [tirx.Ramp(2 * pair, 1, 2)])
+                T.buffer_store(prepared, held, [row, tirx.Ramp(start + 4 * pair, 1, 2)])
 
 
 class _Product:
     """The second kernel. Shared memory per stage: tokens x 64 float16, rows x 64 codes, rows x 2 scales.
 
     16-byte units are exchanged within a row so that the eight lanes of a shared-memory transaction meet different
-    banks: activations by the parity of the token, codes by bit 2 of the row.
+    banks: activations by the parity of their row, codes by bit 2 of the row.
     """
 
     def __init__(self, k: LinearKernel, tiles: PrefillTiles, unit: MatrixUnit, prepared, warp_rows: int):
@@ -140,7 +149,7 @@ class _Product:
             self.thread = thread
             self.token0, self.unit0 = T.bind(block_m * TOKENS), T.bind(block_n * self.block_units)
             self.locate()
-            self.a = T.alloc_buffer((self.stages, TOKENS, DEPTH), "float16", scope="shared.dyn")
+            self.a = T.alloc_buffer((self.stages, TOKENS // 2, 2 * DEPTH), "float16", scope="shared.dyn")
             if self.packed:
                 self.codes = T.alloc_buffer((self.stages, ROWS, DEPTH // 8), "uint32", scope="shared.dyn")
                 self.scales = T.alloc_buffer((self.stages, ROWS, DEPTH // GROUP), "float16", scope="shared.dyn")
@@ -189,12 +198,12 @@ class _Product:
 
     def fetch(self, slot, step) -> None:
         """Start the copies of one stage."""
-        for i in range(TOKENS * (DEPTH // 8) // self.threads):
+        pieces, last = DEPTH // 4, tirx.floordiv(self.k.n + 15, 16) * 8 - 1
+        for i in range(TOKENS // 2 * pieces // self.threads):
             at = T.bind(self.thread + i * self.threads)
-            token, piece = T.bind(tirx.floordiv(at, DEPTH // 8)), T.bind(tirx.floormod(at, DEPTH // 8))
-            source = T.bind(tirx.min(self.token0 + token, self.k.n - 1))
-            place = self.spread_token(token, piece)
-            self.unit.copy(self.a, [slot, token, place * 8], self.prepared, [source, step * DEPTH + piece * 8], 16)
+            row, piece = T.bind(tirx.floordiv(at, pieces)), T.bind(tirx.floormod(at, pieces))
+            source = [T.bind(tirx.min(tirx.floordiv(self.token0, 2) + row, last)), step * (2 * DEPTH) + piece * 8]
+            self.unit.copy(self.a, [slot, row, self.spread_token(row, piece) * 8], self.prepared, source, 16)
         if not self.packed:
             return
         buffers = self.k.weights.buffers
@@ -209,8 +218,8 @@ class _Product:
             self.unit.copy(self.scales, [slot, self.thread, 0], buffers["scales"], source, 4)
 
     @staticmethod
-    def spread_token(token, piece):
-        return tirx.bitwise_xor(piece, tirx.floormod(token, 2) * 4)
+    def spread_token(row, piece):
+        return tirx.bitwise_xor(piece, tirx.floormod(row, 2))
 
     @staticmethod
     def spread_row(row, piece):
@@ -218,20 +227,19 @@ class _Product:
 
     def multiply(self, slot, step, partial: bool) -> None:
         """The columns of the stage in `slot`; `partial`: leave out tiles of 16 tokens that are all beyond the last."""
-        for chunk in range(DEPTH // GROUP):
+        with unrolled(DEPTH // GROUP) as chunk:
             self.multiply_chunk(slot, step, chunk, partial)
 
-    def multiply_chunk(self, slot, step, chunk: int, partial: bool) -> None:
+    def multiply_chunk(self, slot, step, chunk, partial: bool) -> None:
         """Two contraction steps: 32 columns."""
         tiles_m, tiles_n = WARP_TOKENS // 16, self.warp_rows // 8
-        a = [[local((4,), "uint32") for _ in range(2)] for _ in range(tiles_m)]
-        for m in range(tiles_m):
-            for half in range(2):
-                token = T.bind(self.warp_m + m * 16 + half * 8 + self.row)
-                place = T.bind(self.spread_token(token, chunk * 4 + self.column) * 8)
-                words = tirx.reinterpret("uint32x4", T.BufferLoad(self.a, [slot, token, tirx.Ramp(place, 1, 8)]))
-                T.buffer_store(a[m][half], words, [tirx.Ramp(0, 1, 4)])
-        for tile in range(tiles_n):
+        a = local((tiles_m, 2, 4), "uint32")
+        with unrolled(tiles_m) as m, unrolled(2) as half:
+            row = T.bind(tirx.floordiv(self.warp_m, 2) + m * 8 + self.row)
+            place = T.bind(self.spread_token(self.row, (chunk * 4 + self.column) * 2 + half) * 8)
+            words = tirx.reinterpret("uint32x4", T.BufferLoad(self.a, [slot, row, tirx.Ramp(place, 1, 8)]))
+            T.buffer_store(a, words, [m, half, tirx.Ramp(0, 1, 4)])
+        with unrolled(tiles_n) as tile:
             b = local((4,), "uint32")
             local_row = T.bind(self.warp_n + tile * 8 + self.row)
             if self.packed:
@@ -240,19 +248,14 @@ class _Product:
                 self.unit.scaled_codes(b, word, T.BufferLoad(self.scales, [slot, local_row, chunk]))
             else:
                 self.dequantize(b, local_row, step * DEPTH + chunk * GROUP)
-            for m in range(tiles_m):
-                with contextlib.ExitStack() as guard:
-                    if partial:
-                        guard.enter_context(T.If(m * 16 < self.left))
-                        guard.enter_context(T.Then())
-                    for half in range(2):
-                        low, high = 2 * half, 2 * half + 1
-                        fragment = [
-                            T.BufferLoad(a[m][0], [low]), T.BufferLoad(a[m][1], [low]),
-                            T.BufferLoad(a[m][0], [high]), T.BufferLoad(a[m][1], [high]),
-                        ]  # fmt: skip
-                        right = [T.BufferLoad(b, [low]), T.BufferLoad(b, [high])]
-                        self.unit.mma(self.sums, 4 * (m * tiles_n + tile), fragment, right)
+            with unrolled(tiles_m) as m, contextlib.ExitStack() as guard:
+                if partial:
+                    guard.enter_context(T.If(m * 16 < self.left))
+                    guard.enter_context(T.Then())
+                for half in range(2):
+                    fragment = [T.BufferLoad(a, [m, half, i]) for i in range(4)]
+                    right = [T.BufferLoad(b, [2 * half + i]) for i in range(2)]
+                    self.unit.mma(self.sums, 4 * (m * tiles_n + tile), fragment, right)
 
     def dequantize(self, b, local_row, column) -> None:
         """The eight elements from `column` + 8 * lane column of a row, of any scheme, straight from device memory."""
