@@ -8,9 +8,9 @@ many blocks, with eight warps of 64 x 32.
 Order: 32 neighbouring columns are two steps of the contraction. Lane column c holds columns 8c .. 8c+7 of them, which
 of a 4-bit weight is one word, as the pairs (0,4) (1,5) | (2,6) (3,7) that unpacking two codes at once gives.
 
-A lane's part of an A fragment has to come into four neighbouring registers, or the compiler moves it there again and
-again. So the activations of tokens t and t + 8 of a tile of 16 lie together, pair by pair: a row of `prepared` has both,
-of the first the pairs at 0 and 2, of the second those at 1 and 3 of every 16 bytes.
+A lane's part of an A fragment has to come into four neighbouring registers, or the compiler moves it there for every
+product. So tokens t and t + 8 of a tile of 16 share a row of `prepared`, pair by pair: of every 16 bytes the first and
+third pair belong to t, the second and fourth to t + 8.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def prefill_linear(op: Linear, tiles: PrefillTiles, machine: Machine, unit: Matr
 
 
 def _prepare(k: LinearKernel, prepared) -> None:
-    """Per token: x, or RMSNorm(x), rounded to float16 and ordered; zero beyond the columns. What lies in rows beyond the
-    last token may be anything: a row of A only reaches its own results."""
+    """Per token: x, or RMSNorm(x), rounded to float16 and ordered; zero beyond the columns. What lies in the places of
+    tokens beyond the last may be anything: it only reaches their own results."""
     op = k.op
     with launch(bx=k.n, tx=PREPARE_THREADS) as (token, thread):
         k.machine.follow()

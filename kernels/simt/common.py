@@ -71,6 +71,14 @@ def resident(blocks: int | None):
             yield
 
 
+@contextlib.contextmanager
+def unrolled(count: int):
+    """for i in range(count), unrolled by the target's compiler and not by TVM, which then has less to go through (CUDA
+    only). What is indexed by i may live in registers."""
+    with T.attr(tirx.const(0), "pragma_unroll_explicit", False), T.unroll(count) as i:
+        yield i
+
+
 def barrier() -> None:
     """All threads of the block have arrived and their shared-memory writes are seen."""
     T.evaluate(T.tvm_storage_sync("shared"))
