@@ -83,15 +83,26 @@ class LinearKernel:
         value = T.BufferLoad(self.x, [row, column])
         return value if self.norm is None else value * T.BufferLoad(self.norm, [column])
 
-    def finish(self, row, unit, sums: list) -> None:
-        """Bias, gate, residual and store of one output element; `sums` has one dot product per part."""
+    def addends(self, unit) -> list:
+        """One token's residual and biases of an output element, loaded here and now, for `finish`."""
+        places = [] if self.residual is None else [(self.residual, [0, unit])]
         if self.bias is not None:
-            sums = [s + T.BufferLoad(self.bias, [unit + p * self.op.units]) for p, s in enumerate(sums)]
+            places += [(self.bias, [unit + p * self.op.units]) for p in range(self.parts)]
+        return [Register(self.machine.stream(buffer, index, "float32")).get() for buffer, index in places]
+
+    def finish(self, row, unit, sums: list, addends: list | None = None) -> None:
+        """Bias, gate, residual and store of one output element; `sums` has one dot product per part. addends: what
+        `addends` gave, if it was called."""
+        held = [] if addends is None else list(addends)
+        residual = held.pop(0) if held and self.residual is not None else None
+        if self.bias is not None:
+            biases = held or [T.BufferLoad(self.bias, [unit + p * self.op.units]) for p in range(self.parts)]
+            sums = [s + b for s, b in zip(sums, biases, strict=True)]
         value = sums[0]
         if self.op.gate:
             value = activation(self.op.gate, sums[0]) * sums[1]
         if self.residual is not None:
-            value = value + T.BufferLoad(self.residual, [row, unit])
+            value = value + (T.BufferLoad(self.residual, [row, unit]) if residual is None else residual)
         T.buffer_store(self.y, value, [row, unit])
 
 
@@ -120,6 +131,10 @@ def _gemv(k: LinearKernel, tiles: LinearTiles) -> None:
         if staged is not None:
             staged.fetch(thread, threads)
         k.machine.follow()
+        addends = [None] * units
+        if count == 1 and k.machine.stream is not None:  # at the end they would wait for one another, and all for them
+            first = rows_of(0)[0]
+            addends = [k.addends(T.bind(tirx.min(first + u, op.units - 1))) for u in range(units)]
         x = _activations(k, packed)(k, thread, threads)
         with T.serial(count) as item:
             first, rows = rows_of(item)
@@ -128,7 +143,7 @@ def _gemv(k: LinearKernel, tiles: LinearTiles) -> None:
             with T.If(lane == 0), T.Then():
                 for u in range(units):
                     with T.If(first + u < op.units), T.Then():
-                        k.finish(0, first + u, dots[u * k.parts : (u + 1) * k.parts])
+                        k.finish(0, first + u, dots[u * k.parts : (u + 1) * k.parts], addends[u])
 
 
 def _shares(k: LinearKernel, tiles: LinearTiles) -> tuple[int, int, int]:

@@ -78,7 +78,7 @@ def overlap() -> None:
     T.evaluate(_call("mlcrt_overlap", _OVERLAP))
 
 
-# Plain loads of data that no kernel writes may be moved behind the wait by the assembler; these may not.
+# Plain loads may be moved: of data that no kernel writes behind the wait, by the assembler; these stay.
 _STREAM = {
     "uint32x4": r"""
 __device__ __forceinline__ uint4 mlcrt_stream_uint32x4(const void *p) {
@@ -94,6 +94,13 @@ __device__ __forceinline__ half mlcrt_stream_float16(const void *p) {
   unsigned short v;
   asm volatile("ld.global.u16 %0, [%1];" : "=h"(v) : "l"(__cvta_generic_to_global(p)));
   return __ushort_as_half(v);
+}
+""",
+    "float32": r"""
+__device__ __forceinline__ float mlcrt_stream_float32(const void *p) {
+  float v;
+  asm volatile("ld.global.f32 %0, [%1];" : "=f"(v) : "l"(__cvta_generic_to_global(p)));
+  return v;
 }
 """,
 }
