@@ -24,7 +24,7 @@ class Machine:
     overlap(): for hardware that may start a kernel before the one in front of it has ended: wait until that one has,
     and let the next kernel start. Before it a kernel may only read what older kernels wrote.
     stream(buffer, index, dtype):
-    a load that stays where it is written, before or after `overlap`; dtype is uint32x4, float16 or float32.
+    a load that stays where it is written, before or after `overlap`; dtype is uint32x4, float16, float16x8 or float32.
     vector: most elements of one load or store; shared_bytes: shared memory of a block; any_angle: whether sine and
     cosine are right for any angle, so that nothing need be taken off first (which fast math would undo).
     """

@@ -96,6 +96,15 @@ __device__ __forceinline__ half mlcrt_stream_float16(const void *p) {
   return __ushort_as_half(v);
 }
 """,
+    "float16x8": r"""
+__device__ __forceinline__ uint4 mlcrt_stream_float16x8(const void *p) {
+  uint4 v;
+  asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(__cvta_generic_to_global(p)));
+  return v;
+}
+""",
     "float32": r"""
 __device__ __forceinline__ float mlcrt_stream_float32(const void *p) {
   float v;
