@@ -91,7 +91,7 @@ def rope_append_arguments(op: Attention) -> RopeAppend:
     qkv = T.match_buffer(handles[0], (n, (op.heads + 2 * op.kv_heads) * op.head_dim), "float32")
     cos, sin = (T.match_buffer(h, (n, op.rotary_dim // 2), "float32") for h in handles[1:])
     k_cache, v_cache = match_caches(op, k_handle, v_handle)
-    q = T.match_buffer(q_handle, (n, op.heads * op.head_dim), "float32")
+    q = T.match_buffer(q_handle, (n, op.heads * op.head_dim), "float16" if op.packed_out else "float32")
     return RopeAppend(n, qkv, cos, sin, places.match(n), norms, k_cache, v_cache, q)
 
 

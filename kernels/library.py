@@ -60,7 +60,7 @@ class KernelLibrary:
     def linear(self, a: dict, args: list) -> Kernel:
         op = Linear(
             SCHEMES[a["scheme"]], a["rows"], a["columns"], tokens_of(args[0]), a.get("norm_eps"), bool(a["bias"]),
-            a.get("gate"), bool(a["residual"]), is_batch(args[0]),
+            a.get("gate"), bool(a["residual"]), is_batch(args[0]), "packed_in" in a, "packed_out" in a,
         )  # fmt: skip
         name = f"linear_{a['scheme']}_{'batch' if op.alike else _suffix(op.tokens)}"
         scratch = self.linear_scratch(op, args[0].ty.shape[0])
@@ -81,6 +81,10 @@ class KernelLibrary:
 
     def fuses_rope(self, a: dict) -> bool:
         """Whether rope_append and attention of one token, with these attributes, are one kernel (rope_attention)."""
+        return False
+
+    def takes_packed(self, a: dict) -> bool:
+        """Whether the product of one token with these attributes takes its activations packed (see records.Linear)."""
         return False
 
     def rope_attention(self, a: dict, args: list) -> Kernel:
@@ -156,5 +160,5 @@ class KernelLibrary:
         return Attention(
             a["heads"], a["kv_heads"], a["head_dim"], tokens_of(x), self.kv_dtype, a.get("scale", 1.0),
             a.get("window"), a.get("softcap"), a.get("rotary_dim", 0), a.get("norm_eps"),
-            "paged" in a,
+            "paged" in a, "packed_out" in a,
         )  # fmt: skip

@@ -12,6 +12,7 @@ class Linear:
     """A fused linear layer. `tokens` is 1 or None (any number); gated halves the output features.
 
     alike: every token is computed in the order of the one-token form, so that its result does not depend on the others.
+    packed_in, packed_out: x, or y, is float16 [1, n] in the order and scale of simt.linear.PACKED, for one token.
     """
 
     scheme: Scheme
@@ -23,6 +24,8 @@ class Linear:
     gate: str | None = None
     residual: bool = False
     alike: bool = False
+    packed_in: bool = False
+    packed_out: bool = False
 
     @property
     def units(self) -> int:
@@ -39,6 +42,7 @@ class Attention:
     """Shapes and switches of one attention layer; `tokens` is 1 or None (any number).
 
     paged: each token has its own sequence and position (see arguments.Places), and a sequence's blocks lie anywhere.
+    packed_out: the result of rope_attention is float16 in the order that a product wants (see Linear).
     """
 
     heads: int
@@ -52,6 +56,7 @@ class Attention:
     rotary_dim: int = 0
     norm_eps: float | None = None  # RMSNorm over head_dim on q and k before rotating
     paged: bool = False
+    packed_out: bool = False
 
     @property
     def group(self) -> int:

@@ -15,6 +15,7 @@ from mlcrt.kernels.records import Attention
 from mlcrt.kernels.simt.attention import AttentionTiles
 from mlcrt.kernels.simt.common import Machine, Register, barrier, launch, local, prim_func, shared, strided
 from mlcrt.kernels.simt.functions import tanh
+from mlcrt.kernels.simt.linear import store_packed
 
 from .rotate import Rotated
 from .unit import MatrixUnit
@@ -359,7 +360,7 @@ class _Decode:
             head = T.bind(self.kv_head * op.group + g)
             with T.If(self.slices == 1):
                 with T.Then():
-                    T.buffer_store(self.a.q, total.get() / weight.get(), [0, head * op.head_dim + d])
+                    self.put(T.bind(head * op.head_dim + d), total.get() / weight.get())
                 with T.Else():
                     T.buffer_store(sums, total.get(), [head, self.split, d])
                     with T.If(d == 0), T.Then():
@@ -411,4 +412,11 @@ class _Decode:
                     for e in range(width):
                         total.add(factor * T.BufferLoad(held[j], [e]), e)
             for e in range(width):
-                T.buffer_store(self.a.q, total.get(e) / T.BufferLoad(weights, [g]), [0, head * op.head_dim + d + e])
+                self.put(T.bind(head * op.head_dim + d + e), total.get(e) / T.BufferLoad(weights, [g]))
+
+    def put(self, at, value) -> None:
+        """Store element `at` of the result."""
+        if self.op.packed_out:
+            store_packed(self.a.q, at, value)
+        else:
+            T.buffer_store(self.a.q, value, [0, at])

@@ -8,6 +8,8 @@ from mlcrt.kernels.simt import Library as SimtLibrary
 from mlcrt.kernels.simt import Machine, Tiles, experts_half
 from mlcrt.kernels.simt.attention import rope_append
 from mlcrt.kernels.simt.experts_many import Products
+from mlcrt.kernels.simt.linear import packs
+from mlcrt.quant.scheme import SCHEMES
 
 from . import linear
 from .attention import decode_spaces, prefill_attention, rope_attention, supports, value_index
@@ -29,6 +31,9 @@ class Library(SimtLibrary):
     def fuses_rope(self, a: dict) -> bool:
         """Whether rope_append and attention of one token become one kernel."""
         return supports(self._shape(a))
+
+    def takes_packed(self, a: dict) -> bool:
+        return packs(SCHEMES[a["scheme"]], a["columns"])
 
     def _shape(self, a: dict) -> Attention:
         return Attention(a["heads"], a["kv_heads"], a["head_dim"], 1, self.kv_dtype, 1.0)

@@ -18,13 +18,16 @@ class Rotated:
         self.op, self.machine, self.a, self.kv_head = op, machine, a, kv_head
         self.thread, self.threads = thread, threads
         self.rows = shared((op.group + 2, op.head_dim))  # query heads, then k, then v
-        warps = threads // machine.subgroup
-        lane = T.bind(tirx.floormod(thread, machine.subgroup))
-        with strided(op.group + 1, T.bind(tirx.floordiv(thread, machine.subgroup)), warps) as row:
-            self._rotate(row, lane)
         v = T.bind((op.heads + op.kv_heads + kv_head) * op.head_dim)
-        with strided(op.head_dim, thread, threads) as d:
-            T.buffer_store(self.rows, self._rounded(T.BufferLoad(a.qkv, [0, v + d])), [op.group + 1, d])
+        if a.norms is None and op.head_dim == op.rotary_dim:
+            self._rotate_at_once(v)
+        else:
+            warps = threads // machine.subgroup
+            lane = T.bind(tirx.floormod(thread, machine.subgroup))
+            with strided(op.group + 1, T.bind(tirx.floordiv(thread, machine.subgroup)), warps) as row:
+                self._rotate(row, lane)
+            with strided(op.head_dim, thread, threads) as d:
+                T.buffer_store(self.rows, self._rounded(T.BufferLoad(a.qkv, [0, v + d])), [op.group + 1, d])
         barrier()
 
     def query(self, g, d):
@@ -47,6 +50,29 @@ class Rotated:
 
     def _rounded(self, value):
         return tirx.Cast("float32", tirx.Cast(self.op.kv_dtype, value))
+
+    def _rotate_at_once(self, v) -> None:
+        """Pairs of all heads divided among all threads, which load whatever they need before they use any of it."""
+        op, a, half = self.op, self.a, self.op.head_dim // 2
+        pairs, places = [], []
+        for first in range(0, (op.group + 1) * half, self.threads):
+            at = T.bind(tirx.min(first + self.thread, (op.group + 1) * half - 1))
+            row, d = T.bind(tirx.floordiv(at, half)), T.bind(tirx.floormod(at, half))
+            head = tirx.Select(row == op.group, op.heads + self.kv_head, self.kv_head * op.group + row)
+            start = T.bind(head * op.head_dim + d)
+            loads = [(a.qkv, start), (a.qkv, start + half), (a.cos, d), (a.sin, d)]
+            pairs.append([T.bind(T.BufferLoad(buffer, [0, index])) for buffer, index in loads])
+            places.append((row, d))
+        values = []
+        for first in range(0, op.head_dim, self.threads):
+            at = T.bind(tirx.min(first + self.thread, op.head_dim - 1))
+            values.append((at, T.bind(T.BufferLoad(a.qkv, [0, v + at]))))
+        for (row, d), (low, high, c, s) in zip(places, pairs, strict=True):
+            for to, value in ((d, low * c - high * s), (d + half, high * c + low * s)):
+                value = T.bind(value)
+                T.buffer_store(self.rows, tirx.Select(row == op.group, self._rounded(value), value), [row, to])
+        for at, value in values:
+            T.buffer_store(self.rows, self._rounded(value), [op.group + 1, at])
 
     def _rotate(self, row, lane) -> None:
         """One subgroup, one head: dimension i rotates with i + rotary_dim/2."""

@@ -24,7 +24,7 @@ class Machine:
     overlap(): for hardware that may start a kernel before the one in front of it has ended: wait until that one has,
     and let the next kernel start. Before it a kernel may only read what older kernels wrote.
     stream(buffer, index, dtype):
-    a load that stays where it is written, before or after `overlap`; dtype is uint32x4 or float16.
+    a load that stays where it is written, before or after `overlap`; dtype is uint32x4, float16, float16x8 or float32.
     vector: most elements of one load or store; shared_bytes: shared memory of a block; any_angle: whether sine and
     cosine are right for any angle, so that nothing need be taken off first (which fast math would undo).
     dot32(words, high, x): dot8 for (code - 4) * x over a group of 3-bit codes, of two words and a high plane; x is
@@ -79,6 +79,14 @@ def resident(blocks: int | None):
     else:
         with T.attr(tirx.const(0), "tirx.launch_bounds_min_blocks_per_sm", blocks):
             yield
+
+
+@contextlib.contextmanager
+def unrolled(count: int):
+    """for i in range(count), unrolled by the target's compiler and not by TVM, which then has less to go through (CUDA
+    only). What is indexed by i may live in registers."""
+    with T.attr(tirx.const(0), "pragma_unroll_explicit", False), T.unroll(count) as i:
+        yield i
 
 
 def barrier() -> None:

@@ -17,6 +17,7 @@ from tvm.script.ir_builder import tirx as T
 
 from mlcrt.kernels.arguments import weight_arguments
 from mlcrt.kernels.records import Linear
+from mlcrt.quant.scheme import Scheme
 
 from .common import (
     Machine,
@@ -76,9 +77,9 @@ class LinearKernel:
         self.bias = T.arg("bias", T.Buffer((op.rows,), "float32")) if op.bias else None
         residual = T.arg("residual", T.handle()) if op.residual else None
         y = T.arg("y", T.handle())
-        self.x = T.match_buffer(x, (n, op.columns), "float32")
+        self.x = T.match_buffer(x, (n, op.columns), "float16" if op.packed_in else "float32")
         self.residual = T.match_buffer(residual, (n, op.units), "float32") if op.residual else None
-        self.y = T.match_buffer(y, (n, op.units), "float32")
+        self.y = T.match_buffer(y, (n, op.units), "float16" if op.packed_out else "float32")
         self.parts = 2 if op.gate else 1
 
     def inverse_rms(self, sum_of_squares):
@@ -126,16 +127,49 @@ class LinearKernel:
         """The row of x that belongs to a token of the block, or to the last one before `end`."""
         return tirx.min(token, end - 1)
 
-    def finish(self, row, unit, sums: list) -> None:
-        """Bias, gate, residual and store of one output element; `sums` has one dot product per part."""
+    def addends(self, unit) -> list:
+        """One token's residual and biases of an output element, loaded here and now, for `finish`."""
+        places = [] if self.residual is None else [(self.residual, [0, unit])]
         if self.bias is not None:
-            sums = [s + T.BufferLoad(self.bias, [unit + p * self.op.units]) for p, s in enumerate(sums)]
+            places += [(self.bias, [unit + p * self.op.units]) for p in range(self.parts)]
+        return [Register(self.machine.stream(buffer, index, "float32")).get() for buffer, index in places]
+
+    def finish(self, row, unit, sums: list, addends: list | None = None) -> None:
+        """Bias, gate, residual and store of one output element; `sums` has one dot product per part. addends: what
+        `addends` gave, if it was called."""
+        held = [] if addends is None else list(addends)
+        residual = held.pop(0) if held and self.residual is not None else None
+        if self.bias is not None:
+            biases = held or [T.BufferLoad(self.bias, [unit + p * self.op.units]) for p in range(self.parts)]
+            sums = [s + b for s, b in zip(sums, biases, strict=True)]
         value = sums[0]
         if self.op.gate:
             value = activation(self.op.gate, sums[0]) * sums[1]
         if self.residual is not None:
-            value = value + T.BufferLoad(self.residual, [row, unit])
-        T.buffer_store(self.y, value, [row, unit])
+            value = value + (T.BufferLoad(self.residual, [row, unit]) if residual is None else residual)
+        if self.op.packed_out:
+            store_packed(self.y, unit, value)
+        else:
+            T.buffer_store(self.y, value, [row, unit])
+
+
+PACKED_SCALE = 16.0
+PACKED_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # of the eight activations that belong to a word of codes, as `dot8` wants them
+
+
+def packs(scheme: Scheme, columns: int) -> bool:
+    """Whether activations of one token may come packed: as float16, divided by PACKED_SCALE, eight to a word of codes
+    in PACKED_ORDER, word w at [w % 4, w // 4], as they will lie in shared memory."""
+    return scheme.bits == 4 and scheme.zero == 8 and scheme.dtype == "float16" and columns % scheme.group == 0
+
+
+def store_packed(buffer, index, value) -> None:
+    """buffer [1, columns] f16: put element `index` of the activations (float32) where it belongs."""
+    words = int(buffer.ty.shape[1]) // 8
+    word, inside = tirx.floordiv(index, 8), tirx.floormod(index, 8)
+    at = (tirx.floormod(word, 4) * (words // 4) + tirx.floordiv(word, 4)) * 8
+    place = tirx.floormod(inside, 4) * 2 + tirx.floordiv(inside, 4)
+    T.buffer_store(buffer, tirx.Cast("float16", value * T.float32(1 / PACKED_SCALE)), [0, at + place])
 
 
 def _gemv(k: LinearKernel, tiles: LinearTiles) -> None:
@@ -168,6 +202,10 @@ def _gemv(k: LinearKernel, tiles: LinearTiles) -> None:
             staged.fetch(thread, threads)
         norm = _NormAhead(k, thread, threads) if _NormAhead.fits(k, threads) else None
         k.machine.follow()
+        addends = [None] * units
+        if count == 1 and k.machine.stream is not None:  # at the end they would wait for one another, and all for them
+            first = rows_of(0)[0]
+            addends = [k.addends(T.bind(tirx.min(first + u, op.units - 1))) for u in range(units)]
         x = activations(k, thread, threads, norm)
         with T.serial(count) as item:
             first, rows = rows_of(item)
@@ -176,7 +214,7 @@ def _gemv(k: LinearKernel, tiles: LinearTiles) -> None:
             with T.If(lane == 0), T.Then():
                 for u in range(units):
                     with T.If(first + u < op.units), T.Then():
-                        k.finish(0, first + u, dots[u * k.parts : (u + 1) * k.parts])
+                        k.finish(0, first + u, dots[u * k.parts : (u + 1) * k.parts], addends[u])
 
 
 def _shares(k: LinearKernel, tiles: LinearTiles) -> tuple[int, int, int]:
@@ -210,6 +248,8 @@ def _shares(k: LinearKernel, tiles: LinearTiles) -> tuple[int, int, int]:
 def _activations(k: LinearKernel):
     """How the one-token form gets at its activations: from shared memory where that can hold them."""
     scheme, machine = k.op.scheme, k.machine
+    if k.op.packed_in:
+        return _PrepackedActivations
     if scheme.dtype == "float16" and scheme.bits == 4 and scheme.zero == 8 and machine.dot8 is not None:
         return _PackedActivations
     if scheme.dtype == "float16" and scheme.bits == 3 and machine.dot32 is not None and k.weights.per_lane == 4:
@@ -333,8 +373,9 @@ class _NormAhead:
     @classmethod
     def fits(cls, k: LinearKernel, threads: int) -> bool:
         w = k.weights
-        few = -(-w.words // threads) * w.per_word <= cls.MOST
-        return k.norm is not None and k.machine.stream is not None and few and w.per_word % 4 == 0 == w.padded - w.columns
+        if k.norm is None or k.machine.stream is None or w.per_word % 4 or w.padded != w.columns:
+            return False
+        return -(-w.words // threads) * w.per_word <= cls.MOST
 
     def each(self):
         """(turn, word) of this thread; what is emitted in the loop runs only where there is such a word."""
@@ -473,9 +514,6 @@ class _PackedActivations(_Staged):
     below 30,000. Lane l reads word 4*l + v of its row: words with equal v lie together, which avoids bank conflicts.
     """
 
-    SCALE = 16.0
-    ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
-
     @staticmethod
     def bytes(k: LinearKernel) -> int:
         return 2 * k.weights.padded
@@ -486,8 +524,8 @@ class _PackedActivations(_Staged):
     def stage(self, word, values: list) -> None:
         slot = [tirx.floormod(word, 4), tirx.floordiv(word, 4)]
         packed = local((8,), "float16")
-        for i, j in enumerate(self.ORDER):
-            T.buffer_store(packed, tirx.Cast("float16", values[j] * T.float32(1 / self.SCALE)), [i])
+        for i, j in enumerate(PACKED_ORDER):
+            T.buffer_store(packed, tirx.Cast("float16", values[j] * T.float32(1 / PACKED_SCALE)), [i])
         T.buffer_store(self.x, T.BufferLoad(packed, [tirx.Ramp(0, 1, 8)]), [*slot, tirx.Ramp(0, 1, 8)])
 
     def partial_dots(self, rows: list, stored: list, scales: list, word) -> list:
@@ -497,7 +535,26 @@ class _PackedActivations(_Staged):
             x = T.bind(T.BufferLoad(self.x, [v, group, tirx.Ramp(0, 1, 8)]))
             for r in range(len(rows)):
                 partial[r].add(self.k.machine.dot8(stored[r][v], x))
-        return [s[0] * p.get() * T.float32(self.SCALE) for s, p in zip(scales, partial, strict=True)]
+        return [s[0] * p.get() * T.float32(PACKED_SCALE) for s, p in zip(scales, partial, strict=True)]
+
+
+class _PrepackedActivations(_PackedActivations):
+    """Packed by the kernel that made them (see `packs`): they are only copied."""
+
+    def __init__(self, k: LinearKernel, thread, threads: int, norm: None = None):
+        self.k, self.w, self.factor = k, k.weights, T.float32(1)
+        self.allocate()
+        words, held = k.weights.words, []
+        for first in range(0, words, threads):  # all loads are under way before the first is used
+            word = T.bind(tirx.min(first + thread, words - 1))
+            eight = local((8,), "float16")
+            loaded = k.machine.stream(k.x, [0, word * 8], "float16x8")
+            T.buffer_store(eight, loaded, [tirx.Ramp(0, 1, 8)])
+            held.append((word, eight))
+        for word, eight in held:
+            to = [tirx.floordiv(word, words // 4), tirx.floormod(word, words // 4), tirx.Ramp(0, 1, 8)]
+            T.buffer_store(self.x, T.BufferLoad(eight, [tirx.Ramp(0, 1, 8)]), to)
+        barrier()
 
 
 def _row_dots(k: LinearKernel, stream: _WeightStream, x: _Staged, rows: list, following) -> list:
@@ -584,7 +641,8 @@ def _stage_weights(k: LinearKernel, b: list, unit0, k0, tile: int, depth: int, t
 
 
 def linear(op: Linear, tiles: LinearTiles, machine: Machine, name: str = "linear"):
-    """PrimFunc(x [n, K] f32, weight parts, [norm [K]], [bias [rows]], [residual [n, units]], y [n, units] f32)."""
+    """PrimFunc(x [n, K] f32, weight parts, [norm [K]], [bias [rows]], [residual [n, units]], y [n, units] f32); x and y
+    as op.packed_in and op.packed_out say."""
 
     def body() -> None:
         kernel = LinearKernel(op, machine)

@@ -174,6 +174,31 @@ def fuse_rope_attention(library):
     return rule
 
 
+def pack_activations(library):
+    """linear(gated linear(…)) and linear(rope_attention(…)) of one token → the first hands its result on packed, where
+    the library's product takes it so"""
+
+    def rule(call, find):
+        linear = LinearCall.parse(call)
+        if linear is None or linear.norm is not None or _shape(linear.x)[0] != 1:
+            return None
+        a = ops.attributes(call)
+        source = find(linear.x)
+        if not library.takes_packed(a):
+            return None
+        if ops.name_of(source) == "linear" and "gate" in ops.attributes(source):  # which nothing else reads
+            packed = ops.make("linear", list(source.args), **ops.attributes(source), packed_out=1)
+        elif isinstance(source, relax.TupleGetItem) and ops.name_of(find(source.tuple_value)) == "rope_attention":
+            attention = find(source.tuple_value)
+            made = ops.make("rope_attention", list(attention.args), **ops.attributes(attention), packed_out=1)
+            packed = relax.TupleGetItem(find.emit(made), source.index)
+        else:
+            return None
+        return ops.make("linear", [find.emit(packed), *call.args[1:]], **a, packed_in=1)
+
+    return rule
+
+
 def fuse_residual(call, find):
     """x + linear(…) → linear with a residual input"""
     if not is_op(call, "relax.add"):

@@ -3,14 +3,15 @@
 `models/` emits them next to stock Relax ops, the fusion passes fold stock ops into `mlcrt.linear`, and `lower.py`
 turns each into one TensorIR kernel. Attributes are a plain dictionary; results are inferred here from arguments and
 attributes. `places` is position [1], or positions [n], sequences [n] and blocks (attribute paged; see
-kernels/arguments.py).
+kernels/arguments.py); packed_in and packed_out are explained in kernels/records.py, Linear.
 
     dequantize(parts…; scheme, rows, columns)                          → [rows, columns] f32
-    linear(x, parts…, [norm], [bias], [residual]; scheme, rows, columns, norm_eps?, bias, gate?, residual) → [n, units]
+    linear(x, parts…, [norm], [bias], [residual]; scheme, rows, columns, norm_eps?, bias, gate?, residual, packed_in?,
+           packed_out?)                                                → [n, units]
     embed(parts…, tokens; scheme, vocab, hidden, scale)                → [n, hidden]
     rotary_tables(inv_freq, position, tokens; factor, own?)            → (cos, sin) [n, rotary_dim/2]
     rope_append(qkv, cos, sin, places…, [q_norm, k_norm], k_cache, v_cache; …) → (k_cache, v_cache, q); caches in place
-    rope_attention(arguments and attributes of both)                   → (k_cache, v_cache, [1, heads*head_dim])
+    rope_attention(arguments and attributes of both; packed_out?)      → (k_cache, v_cache, [1, heads*head_dim])
     attention(q, k_cache, v_cache, places…; …)                         → [n, heads*head_dim]
     softcap(x; cap)                                                    → like x
     finish_step(logits, [tokens], out, token, position)                → (out, token, position), all in place
@@ -38,12 +39,13 @@ def _tokens(call) -> object:
 def _infer_linear(call, _):
     a = call.attrs
     units = int(a["rows"]) // 2 if "gate" in a else int(a["rows"])
-    return _tensor([_tokens(call), units])
+    return _tensor([_tokens(call), units], "float16" if "packed_out" in a else "float32")
 
 
 def _infer_rope_append(call, _):
     a = call.attrs
-    q = _tensor([_tokens(call), int(a["heads"]) * int(a["head_dim"])])
+    dtype = "float16" if "packed_out" in a else "float32"
+    q = _tensor([_tokens(call), int(a["heads"]) * int(a["head_dim"])], dtype)
     return relax.TupleType([call.args[-2].ty, call.args[-1].ty, q])
 
 

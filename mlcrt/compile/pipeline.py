@@ -37,6 +37,7 @@ def phases(library) -> list[Phase]:
         ("fuse-residual", _rule(fusion.fuse_residual)),
         ("fuse-experts", _rule(fusion.fuse_experts(library))),
         ("fuse-rope-attention", _rule(fusion.fuse_rope_attention(library))),
+        ("pack-activations", _rule(fusion.pack_activations(library))),
         ("lower-operators", lambda mod: lower_operators(mod, library)),
         ("legalize", t.LegalizeOps()),
         ("fuse-remaining", tvm.transform.Sequential([t.AnnotateTIROpPattern(), t.FuseOps(), t.FuseTIR()])),
