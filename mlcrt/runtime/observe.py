@@ -45,6 +45,7 @@ class Observer:
         if not hasattr(library, "set_instrument"):
             raise MlcrtError(f"kernels cannot be timed one by one on {engine.device}; leave out --profile")
         self._library, self._calls = library, []
+        self._failure: MlcrtError | None = None
         self._watch = self._runtime.stopwatch()
         self._names = {t.data_ptr(): name for name, t in zip(engine._entry["parameters"], engine._params, strict=True)}
         self._names |= {t.data_ptr(): f"kv.{i // 2}" for i, t in enumerate(engine._state[_CACHE:])}
@@ -83,8 +84,13 @@ class Observer:
         self._runtime.write(self._engine._state[_POSITION], self._engine._position, length)
 
     def _run(self, name: str, *arguments) -> list[Call]:
-        self._calls = []
-        self._library[name](*arguments)
+        self._calls, self._failure = [], None
+        try:
+            self._library[name](*arguments)
+        except Exception:  # TVM gives errors that pass through it another type
+            if self._failure is None:
+                raise
+            raise self._failure from None
         return self._calls
 
     def _timed(self, call: Callable[[], Any], what: str = "an empty call") -> tuple[float, Any]:
@@ -93,7 +99,8 @@ class Observer:
             result = call()
             return self._watch.stop(), result
         except MlcrtError as error:
-            raise MlcrtError(f"{what} cannot be timed ({error}); leave out --profile") from None
+            self._failure = MlcrtError(f"{what} cannot be timed ({error}); leave out --profile")
+            raise self._failure from None
 
     def _instrument(self, function, symbol: str, before: bool, _result, *arguments) -> int:
         """Run a kernel here, in the VM's place, so that nothing but the kernel is within the measured time."""

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import functools
+import json
+import os
+import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,3 +70,18 @@ def test_mlcrt_graph_0_launches_every_kernel(used):
     assert done.returncode == 0, done.stderr[-3000:]
     assert not any(call.startswith(("record", "replay")) for call in calls)
     assert calls.count("launch draw_token_kernel_1") == calls.count("event") == calls.count("wait for an event") == 6
+
+
+def test_every_kernel_of_a_step_is_timed(fake_cuda, library, tmp_path):
+    command = [sys.executable, "-m", "mlcrt.cli", "bench", str(library[0]), "--device", "cuda", "--contexts", "16"]
+    command += ["-n", "4", "-p", "8", "--repeat", "1", "--profile", "--json"]
+    found = {**os.environ, "LD_LIBRARY_PATH": str(fake_cuda), "FAKE_CUDA_LOG": str(tmp_path / "calls")}
+    done = subprocess.run(command, capture_output=True, text=True, env=found)
+    assert done.returncode == 0, done.stderr[-3000:]
+    profile = json.loads(done.stdout)["profile"]
+    calls = profile["calls"]
+    assert profile["sum_ms"] == pytest.approx(calls * 0.01) and calls <= profile["launches"] <= 2 * calls
+    assert {"embed", "finish_step", "rope_attention"} < {row["kernel"] for row in profile["kernels"]}
+    done = subprocess.run(command, capture_output=True, text=True, env={**found, "FAKE_CUDA_TIMES": "13"})
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert re.search("mlcrt: [a-z]+[a-z0-9_]* cannot be timed .CUDA error 719", done.stderr.splitlines()[-1])

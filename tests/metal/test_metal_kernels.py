@@ -207,7 +207,7 @@ def test_finish_step(vocab, run):
             assert position[0] == 41 + n
 
 
-DRAWS = ((40, 7, 256), (5003, 40, 1024))
+DRAWS = ((40, 7, 256), (5003, 40, 512))
 for vocab, _, threads in DRAWS:
     make(f"draw{vocab}", lambda v=vocab, t=threads: draw.draw(v, LIBRARY["float16"].machine, t))
 
