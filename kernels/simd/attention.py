@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
@@ -19,6 +20,7 @@ from mlcrt.kernels.records import Attention
 
 from .functions import exp, tanh
 from .vector import (
+    LINE,
     Accumulator,
     Sums,
     const,
@@ -26,6 +28,7 @@ from .vector import (
     horizontal_max,
     horizontal_sum,
     load,
+    prefetch,
     segments,
     splat,
     stack,
@@ -201,6 +204,8 @@ class _Pass:
         with T.serial(blocks) as b:
             block = hold(first_block + b)
             stored = hold(self.places.block(tokens[0], block))
+            if op.paged or op.tokens == 1:  # otherwise the passes before have just read it
+                self._prefetch(hold(self.places.block(tokens[0], tirx.min(block + 1, first_block + blocks - 1))))
             scores = self._scores(tokens, columns, stored)
             for r in range(len(rows)):
                 self._soften(scores[r], ends[r], block, peak[r], weight[r], sums[r])
@@ -212,6 +217,13 @@ class _Pass:
                     self.out, sums[r].load(d, lanes) * splat(inverse, lanes), [tokens[r]], columns[r] + d, lanes
                 )
             )
+
+    def _prefetch(self, block) -> None:
+        """Ask for a block of keys and values: the next one of a sequence may lie anywhere."""
+        per_line = LINE // np.dtype(self.op.kv_dtype).itemsize
+        with T.serial(-(-self.op.head_dim * BLOCK // per_line)) as line:
+            for cache in (self.k, self.v):
+                prefetch(cache, [self.kv_head, block, line * per_line])
 
     def _each(self, body) -> None:
         """body(d, lanes) over head_dim, unrolled: the loop variable stays constant so sums live in registers."""

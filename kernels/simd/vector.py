@@ -8,6 +8,7 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+LINE = 64  # bytes of a cache line, or less where lines are longer
 STACK = 255  # elements of 4 bytes: TVM's kMaxStackAlloca is 1024 bytes, exclusive
 
 
@@ -61,7 +62,7 @@ def hold(value):
 
 
 def prefetch(buffer, index: list) -> None:
-    """Ask for the cache line of an element that will be read soon. The element need not exist: nothing is read."""
+    """Ask for the cache line of an element that will soon be read. It need not exist: nothing is read of it now."""
     address = tirx.address_of(T.BufferLoad(buffer, index))
     T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", address, T.int32(0), T.int32(3), T.int32(1)))
 

@@ -13,7 +13,7 @@ from tvm.script.ir_builder import tirx as T
 
 from mlcrt.quant.scheme import Scheme
 
-from .vector import const, load, prefetch, repeat, splat, to_float
+from .vector import LINE, const, load, prefetch, repeat, splat, to_float
 
 
 class Rows:
@@ -85,9 +85,9 @@ class Rows:
         return T.bind(tirx.shift_right(values, tirx.Cast(f"uint32x{lanes}", shift)))
 
     def prefetch(self, row) -> None:
-        """Ask for what is stored of a row."""
+        """Ask for what is stored of a row, or would be: it may be one past the last."""
         for buffer in self.buffers.values():
-            per_line = 64 // np.dtype(str(buffer.dtype)).itemsize
+            per_line = LINE // np.dtype(str(buffer.dtype)).itemsize
             with T.serial(-(-int(buffer.shape[-1]) // per_line)) as line:
                 prefetch(buffer, [*self.leading, row, line * per_line])
 
