@@ -56,6 +56,12 @@ class MatrixTiles:
     def subgroups(self) -> int:
         return self.tokens // self.subgroup_tokens * (self.rows // self.subgroup_rows)
 
+    def divides(self, lanes: int) -> bool:
+        """Whether the threads of a workgroup, in subgroups of `lanes`, can share the work."""
+        threads = self.subgroups * lanes
+        pieces, halves = self.depth // 8, self.depth // 16  # of a row that a thread stages at once
+        return threads >= 8 * pieces and self.tokens * pieces % threads == 0 and self.rows * halves % threads == 0
+
     @property
     def pitch(self) -> int:
         """Words from row to row in workgroup memory."""
@@ -157,7 +163,7 @@ class _Product:
         """Places of this thread in the tiles, registers for what is on its way, workgroup memory, sums of zero."""
         tiles, w = self.tiles, self.w
         pieces, halves = tiles.depth // 8, tiles.depth // 16  # of a row
-        if self.threads < 8 * pieces or tiles.tokens * pieces % self.threads or tiles.rows * halves % self.threads:
+        if not tiles.divides(self.lanes):
             raise ValueError(f"{self.threads} threads cannot share the work of {tiles}")
         eight, rest = T.bind(tirx.floormod(self.thread, 8)), T.bind(tirx.floordiv(self.thread, 8))
         self.piece, line = T.bind(tirx.floormod(rest, pieces)), T.bind(tirx.floordiv(rest, pieces) * 8 + eight)

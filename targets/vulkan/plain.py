@@ -9,7 +9,7 @@ from __future__ import annotations
 from tvm.script.ir_builder import tirx as T
 
 from mlcrt.kernels.records import Linear
-from mlcrt.kernels.simt.common import Machine, Register, block_reduce, launch, prim_func, strided
+from mlcrt.kernels.simt.common import Machine, launch, prim_func, strided
 from mlcrt.kernels.simt.linear import LinearKernel, LinearTiles, _gemm
 
 from .matrix import prepared_shape
@@ -35,12 +35,7 @@ def _prepare(k: LinearKernel, prepared) -> None:
     with launch(bx=k.n, tx=_THREADS) as (token, thread):
         factor = T.float32(1)
         if k.norm is not None:
-            squares = Register(T.float32(0))
-            with strided(k.op.columns, thread, _THREADS) as i:
-                value = T.bind(T.BufferLoad(k.x, [token, i]))
-                squares.add(value * value)
-            total = block_reduce(k.machine, squares.get(), lambda a, b: a + b, _THREADS, thread)
-            factor = k.inverse_rms(total)
+            factor = k.token_inverse(token, thread, _THREADS)
         with strided(k.op.columns // 4, thread, _THREADS) as i:
             for j in range(4):
                 at = T.bind(i * 4 + j)

@@ -39,13 +39,15 @@ def run_kernel(vulkan):
     target, call it on device tensors; the outputs as it left them."""
     import tvm
 
+    from mlcrt.kernels.simt import Library
     from mlcrt.targets.vulkan import attributes
     from mlcrt.targets.vulkan import tiles as _registers_the_code_generator  # noqa: F401
 
     def call(module, inputs: list, outputs: list) -> list[np.ndarray]:
         device = vulkan.runtime().device
         (name,) = (var.name_hint for var in module.functions)
-        kernel = tvm.compile(module, target=tvm.target.Target(attributes("s8").tvm_target()))[name]
+        with tvm.transform.PassContext(opt_level=3, disabled_pass=list(Library.skipped_passes)):
+            kernel = tvm.compile(module, target=tvm.target.Target(attributes("s8").tvm_target()))[name]
         tensors = [tvm.runtime.tensor(array, device) for array in (*inputs, *outputs)]
         kernel(*tensors)
         return [tensor.numpy() for tensor in tensors[len(inputs) :]]

@@ -3,6 +3,8 @@ keeps its share of a piece) their staging, tiling and epilogues compute what Num
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import tvm
@@ -17,7 +19,7 @@ from mlcrt.targets.vulkan import experts, flash, matrix
 from mlcrt.targets.vulkan.architecture import Variant
 from mlcrt.targets.vulkan.codegen import compile_kernels, lower
 from mlcrt.targets.vulkan.matrix import MatrixTiles
-from mlcrt.targets.vulkan.tiles import KindLibrary, machine
+from mlcrt.targets.vulkan.tiles import KindLibrary, machine, matrix_tiles
 
 SMALL = MatrixTiles(32, 64, 32, 16, 32)
 CASES = [
@@ -51,6 +53,17 @@ def test_valid(scheme, switches, tiles):
     assert needed <= set(product.requirements) and not needed & set(prepare.requirements)
     assert product.workgroup_size == (32 * tiles.subgroups, 1, 1)
     assert product.subgroup and product.shared_bytes <= 49152
+
+
+@pytest.mark.parametrize("variant", ["s16m", "s32m"])
+def test_every_layer_has_tiles(variant):
+    """That fit 48 KB of workgroup memory, and the threads, and the columns of the layer."""
+    variant, scheme = Variant(variant), SCHEMES["q4f16_1"]
+    for rows, columns in itertools.product((64, 576, 960, 2048, 3072, 6144, 128256), (32, 96, 576, 4096, 14336)):
+        tiles = matrix_tiles(variant, Linear(scheme, rows, columns, None))
+        assert tiles.divides(variant.lanes) and columns % tiles.depth == 0 and tiles.shape == variant.matrix
+        tile = 4 * (tiles.tokens + tiles.rows) * tiles.pitch
+        assert tile * (1 + tiles.double) <= 49152 and tiles.subgroups * variant.lanes <= 256
 
 
 @pytest.fixture
