@@ -217,15 +217,15 @@ def _shares(k: LinearKernel, tiles: LinearTiles) -> tuple[int, int, int]:
 
 def _activations(k: LinearKernel):
     """How the one-token form gets at its activations: from shared memory where that can hold them."""
-    scheme, machine = k.op.scheme, k.machine
-    if takes_packed(scheme, machine):
-        return _PackedActivations
-    if scheme.dtype == "float16" and scheme.bits == 3 and machine.dot32 is not None and k.weights.per_lane == 4:
-        from .groups import GroupedActivations
+    from .groups import GroupedActivations
 
-        return GroupedActivations
-    if _Activations.bytes(k) + _REDUCTION_BYTES <= k.machine.shared_bytes:
-        return _Activations
+    scheme, machine, kind = k.op.scheme, k.machine, _Activations
+    if takes_packed(scheme, machine):
+        kind = _PackedActivations
+    if scheme.dtype == "float16" and scheme.bits == 3 and machine.dot32 is not None and k.weights.per_lane == 4:
+        kind = GroupedActivations
+    if kind.bytes(k) + _REDUCTION_BYTES <= machine.shared_bytes:
+        return kind
     from .unstaged import Unstaged
 
     return Unstaged
