@@ -157,10 +157,15 @@ PACKED_SCALE = 16.0
 PACKED_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # of the eight activations that belong to a word of codes, as `dot8` wants them
 
 
+def takes_halves(scheme: Scheme) -> bool:
+    """Whether the one-token form multiplies packed halves where the machine has a `dot8`."""
+    return scheme.bits == 4 and scheme.zero == 8 and scheme.dtype == "float16"
+
+
 def packs(scheme: Scheme, columns: int) -> bool:
     """Whether activations of one token may come packed: as float16, divided by PACKED_SCALE, eight to a word of codes
     in PACKED_ORDER, word w at [w % 4, w // 4], as they will lie in shared memory."""
-    return scheme.bits == 4 and scheme.zero == 8 and scheme.dtype == "float16" and columns % scheme.group == 0
+    return takes_halves(scheme) and columns % scheme.group == 0
 
 
 def store_packed(buffer, index, value) -> None:
@@ -247,17 +252,17 @@ def _shares(k: LinearKernel, tiles: LinearTiles) -> tuple[int, int, int]:
 
 def _activations(k: LinearKernel):
     """How the one-token form gets at its activations: from shared memory where that can hold them."""
-    scheme, machine = k.op.scheme, k.machine
+    from .groups import GroupedActivations
+
+    scheme, machine, kind = k.op.scheme, k.machine, _Activations
     if k.op.packed_in:
         return _PrepackedActivations
-    if scheme.dtype == "float16" and scheme.bits == 4 and scheme.zero == 8 and machine.dot8 is not None:
-        return _PackedActivations
+    if takes_halves(scheme) and machine.dot8 is not None:
+        kind = _PackedActivations
     if scheme.dtype == "float16" and scheme.bits == 3 and machine.dot32 is not None and k.weights.per_lane == 4:
-        from .groups import GroupedActivations
-
-        return GroupedActivations
-    if _Activations.bytes(k) + _REDUCTION_BYTES <= k.machine.shared_bytes:
-        return _Activations
+        kind = GroupedActivations
+    if kind.bytes(k) + _REDUCTION_BYTES <= machine.shared_bytes:
+        return kind
     from .unstaged import Unstaged
 
     return Unstaged

@@ -14,6 +14,8 @@ import numpy as np
 import tvm
 import tvm_ffi
 
+from mlcrt.kernels.simt import Library
+
 from . import assembly
 from .architecture import CHIPS, CODE_OBJECT, chip_target
 from .emulator import Launch, Memory, Program, Report, Unwritten
@@ -37,7 +39,8 @@ class Emulated:
             target = tvm.target.Target(
                 chip_target(chip, lanes or chip.lanes, CODE_OBJECT, (chip,)), host={"kind": "llvm"}
             )
-            built = tvm.compile(tvm.IRModule({name: function.with_attr("global_symbol", name)}), target)
+            with tvm.transform.PassContext(opt_level=3, disabled_pass=list(Library.skipped_passes)):  # as a model is
+                built = tvm.compile(tvm.IRModule({name: function.with_attr("global_symbol", name)}), target)
         device = built.mod.imports[0]
         self.text = device.inspect_source("asm")
         self.program = Program.parse(self.text)

@@ -18,7 +18,8 @@ FOLDER = Path(__file__).parent / "fakehip"
 SOURCES = (FOLDER / "fakehip.cc", FOLDER / "fakework.cc")
 GiB = 1 << 30
 NO_DEVICE, OUT_OF_MEMORY, NO_BINARY, LAUNCH_FAILURE, INVALID_IMAGE = 100, 2, 209, 719, 200
-DEVICES = (("Fake RX 7900", "gfx1100", 4 * GiB, 0), ("Fake 8060S", "gfx1151", GiB, 1), ("Fake MI300", "gfx942", GiB, 0))
+CHIP = os.environ.get("MLCRT_ROCM_CHIP", "gfx1100")  # another one for test_rocm_engine.py alone
+DEVICES = (("Fake RX 7900", CHIP, 4 * GiB, 0), ("Fake 8060S", "gfx1151", GiB, 1), ("Fake MI300", "gfx942", GiB, 0))
 
 _LAUNCHER = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(ctypes.c_uint), ctypes.c_uint,

@@ -42,11 +42,12 @@ def test_llama2_7b_products_are_bound_by_memory(columns, rows, gate):
 
 
 @pytest.mark.parametrize(
-    ("scheme", "columns"), [*((s, 4096) for s in SCHEMES), ("q3f16_1", 11008), ("q4f32_1", 11008)]
-)  # fmt: skip
+    ("scheme", "columns"),
+    [("q0f32", 4096), ("q8f16_1", 4096), ("q4f16_asym", 4096), ("q4f32_1", 11008), ("q3f16_1", 11008)],
+)
 def test_products_of_every_scheme_are_bound_by_memory(scheme, columns):
     """Though some take more than one instruction to unpack a code."""
-    (kernel,) = estimate(gemv(columns, 64, None, SCHEMES[scheme].row_major()), CARD, 16)
+    (kernel,) = estimate(gemv(columns, 64, None, SCHEMES[scheme]), CARD, 16)
     assert kernel.bound == "memory"
     assert max(kernel.valu_s, kernel.lds_s, kernel.l0_s) < 0.7 * kernel.memory_s
 
