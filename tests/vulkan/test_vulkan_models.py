@@ -132,7 +132,7 @@ import sys
 import numpy as np
 from mlcrt.runtime.engine import Engine
 engine = Engine(sys.argv[1], "vulkan", context=64)
-engine.prefill([1, 345, 2304])
+engine.prefill([1, 345, 230])
 engine.greedy(3)
 engine._runtime.profile(engine._decode.step)
 big = engine._runtime.place(np.ones(50_000_000, np.uint8))
