@@ -235,6 +235,24 @@ class Step:
         self.copy(self.tensors[1], 0, self.tensors[2])
 
 
+def test_numbers_are_handed_over_one_by_one(gpu, hip):
+    tensor = gpu.place(np.array([0, -1], np.int32))
+    tickets = []
+    for i in range(40):
+        tensor.copyfrom(np.array([i, -1], np.int32))
+        tickets.append(gpu.post(tensor))
+        if i % 8 == 7:
+            assert [gpu.collect(t) for t in reversed(tickets)] == list(range(i, i - 8, -1))
+            tickets.clear()
+    hip.calls()
+    ticket = gpu.post(tensor)
+    gpu.collect(ticket)
+    names = [call.split()[0] for call in hip.calls()]
+    assert [n for n in names if n != "hipSetDevice"] == ["hipMemcpyAsync", "hipEventRecord", "hipEventSynchronize"]
+    with pytest.raises(RocmError, match="at least 4 bytes"):
+        gpu.post(gpu.place(np.zeros(2, np.uint8)))
+
+
 def test_a_step_is_recorded_once_and_replayed(gpu, hip, emulated):
     a, b, tensors = numbers(gpu)
     step = Step(gpu, tensors)

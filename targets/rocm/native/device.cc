@@ -289,6 +289,17 @@ class Posts {
     check(hip().hipEventSynchronize(events_[slot % kCount]), device, "work on the GPU");
     return numbers_[slot % kCount];
   }
+  void Release(int device) {
+    if (numbers_ == nullptr) return;
+    use_device(device);
+    hip().hipDeviceSynchronize();
+    for (hipEvent_t& event : events_) {
+      if (event != nullptr) hip().hipEventDestroy(event);
+      event = nullptr;
+    }
+    hip().hipHostFree(numbers_);
+    numbers_ = nullptr;
+  }
 
  private:
   static constexpr int64_t kCount = 16;
@@ -319,7 +330,11 @@ TVM_FFI_STATIC_INIT_BLOCK() {
       .def("mlcrt.rocm.open", [](const Names& names) { return tvm::ffi::String(open(names)); })
       .def("mlcrt.rocm.device_count", device_count)
       .def("mlcrt.rocm.memory", memory)
-      .def("mlcrt.rocm.release", [](int id) { pool(id).Release(); })
+      .def("mlcrt.rocm.release",
+           [](int id) {
+             posts(id).Release(id);
+             pool(id).Release();
+           })
       .def("mlcrt.rocm.copy", copy)
       .def("mlcrt.rocm.set_int", set_int)
       .def("mlcrt.rocm.post", [](tvm::ffi::TensorView source) { return posts(source.device().device_id).Post(source); })
