@@ -18,7 +18,7 @@ from mlcrt.kernels import Space
 from mlcrt.kernels.arguments import weight_arguments
 from mlcrt.kernels.records import Linear, Moe
 
-from .common import Machine, Register, barrier, block_reduce, launch, local, prim_func, resident, shared, strided
+from .common import Machine, Register, barrier, launch, local, prim_func, resident, shared, strided
 from .linear import (
     _REDUCTION_BYTES,
     LinearKernel,
@@ -67,48 +67,59 @@ def flat(buffers: dict) -> dict:
     }
 
 
-def choose(op: Moe, machine: Machine, logits, token, thread, threads: int) -> tuple:
-    """(experts [top_k] i32, their weights [top_k] f32) of a token, in shared memory, largest logit first and of equals
-    the first; by all threads of a block. An expert's place is the number of those in front of it."""
-    held = shared((op.experts,))
-    chosen, share = shared((op.top_k,), "int32"), shared((op.top_k,))
-    with strided(op.experts, thread, threads) as e:
-        T.buffer_store(held, T.BufferLoad(logits, [token, e]), [e])
-    with strided(op.top_k, thread, threads) as k:
-        T.buffer_store(chosen, k, [k])  # what stays where logits are not numbers: experts that exist
-    barrier()
-    width = next(v for v in (4, 2, 1) if op.experts % v == 0)
-    with strided(op.experts, thread, threads) as e:
-        mine, place = T.bind(T.BufferLoad(held, [e])), Register(T.int32(0), "int32")
-        with T.serial(op.experts // width) as step:
+class Choice:
+    """The experts of a token, largest logit first and of equals the first, found by all threads of a block.
+
+    An expert's place is the number of those in front of it. What shared memory holds are the numbers of the chosen
+    ones, exact as float32, and their weights; like most of what may lie there before and after.
+    """
+
+    def __init__(self, op: Moe, logits, token, thread, threads: int, weigh: bool = True):
+        self.op, self.logits, self.token = op, logits, token
+        self.experts, self.weights = shared((op.top_k,)), shared((op.top_k,))
+        with strided(op.top_k, thread, threads) as k:  # what stays where logits are no numbers: experts that exist
+            T.buffer_store(self.experts, tirx.Cast("float32", k), [k])
+        barrier()
+        with strided(op.experts, thread, threads) as e:
+            place = self.place(e)
+            with T.If(place < op.top_k), T.Then():
+                T.buffer_store(self.experts, tirx.Cast("float32", e), [place])
+        barrier()
+        if weigh:
+            self.weigh(thread, threads)
+            barrier()
+
+    def place(self, expert):
+        """How many experts are in front of `expert`."""
+        width = next(v for v in (4, 2, 1) if self.op.experts % v == 0)
+        mine, place = T.bind(self.logit(expert)), Register(T.int32(0), "int32")
+        with T.serial(self.op.experts // width) as step:
             values, first = local((width,)), T.bind(step * width)
             index, at = (first, 0) if width == 1 else (tirx.Ramp(first, 1, width), tirx.Ramp(0, 1, width))
-            T.buffer_store(values, T.BufferLoad(held, [index]), [at])
+            T.buffer_store(values, self.logit(index), [at])
             for i in range(width):
                 value = T.bind(T.BufferLoad(values, [i]))
-                before = tirx.Or(value > mine, tirx.And(value == mine, first + i < e))
+                before = tirx.Or(value > mine, tirx.And(value == mine, first + i < expert))
                 place.add(tirx.Select(before, T.int32(1), T.int32(0)))
-        with T.If(place.get() < op.top_k), T.Then():
-            T.buffer_store(chosen, e, [place.get()])
-    barrier()
-    peak = T.bind(T.BufferLoad(held, [T.BufferLoad(chosen, [0])]))
+        return place.get()
 
-    def power(expert):
-        return tirx.exp(T.BufferLoad(held, [expert]) - peak)
+    def weigh(self, thread, threads: int) -> None:
+        """Softmax over all experts, or over the chosen ones, which is the same as making their weights add up to 1."""
+        op, total = self.op, Register(T.float32(0))
+        peak = T.bind(self.logit(self.expert(0)))
+        with T.serial(op.top_k if op.normalize else op.experts) as i:
+            total.add(tirx.exp(self.logit(self.expert(i) if op.normalize else i) - peak))
+        with strided(op.top_k, thread, threads) as k:
+            T.buffer_store(self.weights, tirx.exp(self.logit(self.expert(k)) - peak) / total.get(), [k])
 
-    total = Register(T.float32(0))
-    if op.normalize:
-        with T.serial(op.top_k) as k:
-            total.add(power(T.BufferLoad(chosen, [k])))
-        total = total.get()
-    else:
-        with strided(op.experts, thread, threads) as e:
-            total.add(power(e))
-        total = block_reduce(machine, total.get(), lambda a, b: a + b, threads, thread)
-    with strided(op.top_k, thread, threads) as k:
-        T.buffer_store(share, power(T.BufferLoad(chosen, [k])) / total, [k])
-    barrier()
-    return chosen, share
+    def logit(self, expert):
+        return T.BufferLoad(self.logits, [self.token, expert])
+
+    def expert(self, slot):
+        return tirx.Cast("int32", T.BufferLoad(self.experts, [slot]))
+
+    def weight(self, slot):
+        return T.BufferLoad(self.weights, [slot])
 
 
 class Product(LinearKernel):
@@ -139,13 +150,13 @@ class _GateUp(Product):
         self.declare(flat(self.a.gate_up))
         x = _inputs(self, tiles)(self, thread, threads)
         self.machine.follow()
-        self.chosen, _ = choose(self.a.op, self.machine, self.a.logits, 0, thread, threads)
+        self.choice = Choice(self.a.op, self.a.logits, 0, thread, threads, weigh=False)
         begin()
         return x
 
     def weight_row(self, unit, part: int):
         slot = tirx.floordiv(unit, self.each)
-        first = T.BufferLoad(self.chosen, [slot]) * (2 * self.each)
+        first = self.choice.expert(slot) * (2 * self.each)
         return first + tirx.floormod(unit, self.each) + part * self.each
 
     def finish(self, row, unit, sums: list) -> None:
@@ -158,14 +169,14 @@ class _GateUp(Product):
 class _StackedRows(Rows):
     """Row r of all chosen experts as one row, expert after expert."""
 
-    def __init__(self, op: Moe, buffers: dict, vector: int, chosen=None):
+    def __init__(self, op: Moe, buffers: dict, vector: int, choice: Choice | None = None):
         super().__init__(op.down, op.experts * op.hidden, op.intermediate, buffers, vector)
-        self.height, self.chosen, self.each, self.each_groups = op.hidden, chosen, self.words, self.groups
+        self.height, self.choice, self.each, self.each_groups = op.hidden, choice, self.words, self.groups
         self.words, self.padded, self.groups = (op.top_k * size for size in (self.words, self.padded, self.groups))
         self.grouped = self._grouped
 
     def first(self, slot):
-        return T.BufferLoad(self.chosen, [slot]) * self.height
+        return self.choice.expert(slot) * self.height
 
     def place(self, word) -> tuple:
         skip = T.bind(self.first(tirx.floordiv(word, self.each)))
@@ -188,8 +199,8 @@ class _Down(Product):
 
     def start(self, tiles: LinearTiles, thread, threads: int, begin):
         """The inner activations are those of the kernel in front, the choice is older."""
-        chosen, self.share = choose(self.a.op, self.machine, self.a.logits, 0, thread, threads)
-        self.weights = _StackedRows(self.a.op, flat(self.a.down), self.machine.vector, chosen)
+        self.choice = Choice(self.a.op, self.a.logits, 0, thread, threads)
+        self.weights = _StackedRows(self.a.op, flat(self.a.down), self.machine.vector, self.choice)
         begin()
         self.machine.follow()
         kind = _inputs(self, tiles)
@@ -203,7 +214,7 @@ class _Weighted:
         o, n = self.k.a.op, self.w.per_word
         slot = T.bind(tirx.floordiv(word, self.w.each))
         start = T.bind(tirx.floormod(word, self.w.each) * n)
-        share = T.bind(T.BufferLoad(self.k.share, [slot]))
+        share = T.bind(self.k.choice.weight(slot))
         width = next(v for v in (4, 2, 1) if n % v == 0 and o.intermediate % v == 0)
         values = []
         for j in range(0, n, width):

@@ -17,7 +17,7 @@ from mlcrt.kernels import Space
 from mlcrt.kernels.records import Linear, Moe
 
 from .common import Machine, Register, barrier, block_reduce, launch, shared, strided
-from .experts import Arguments, Product, choose, flat
+from .experts import Arguments, Choice, Product, flat
 from .linear import LinearTiles, _gemm
 from .weights import Rows
 
@@ -93,10 +93,10 @@ def _route(a: Arguments, machine: Machine, normed) -> None:
     op, (experts, weights) = a.op, a.spaces[:2]
     with launch(bx=a.n, tx=_THREADS) as (token, thread):
         machine.follow()
-        chosen, share = choose(op, machine, a.logits, token, thread, _THREADS)
+        choice = Choice(op, a.logits, token, thread, _THREADS)
         with strided(op.top_k, thread, _THREADS) as k:
-            T.buffer_store(experts, T.BufferLoad(chosen, [k]), [token * op.top_k + k])
-            T.buffer_store(weights, T.BufferLoad(share, [k]), [token * op.top_k + k])
+            T.buffer_store(experts, choice.expert(k), [token * op.top_k + k])
+            T.buffer_store(weights, choice.weight(k), [token * op.top_k + k])
         if normed is None:
             return
         squares = Register(T.float32(0))
@@ -124,30 +124,30 @@ def _sort(a: Arguments, machine: Machine, tile: int, slots_of: Callable) -> None
         each = T.bind(tirx.floordiv(entries + _THREADS - 1, _THREADS))
         start = T.bind(thread * each)
         end = T.bind(tirx.min(start + each, entries))
-        mine, front = Register(T.int32(0), "int32"), Register(T.int32(0), "int32")
+        mine, front = Register(T.float32(0)), Register(T.float32(0))  # counts below 2**24 are exact
         with T.serial(each) as i, T.If(start + i < end), T.Then():
             other = T.bind(T.BufferLoad(experts, [start + i]))
-            mine.add(tirx.Select(other == expert, T.int32(1), T.int32(0)))
-            front.add(tirx.Select(other < expert, T.int32(1), T.int32(0)))
-        counts = [shared((_THREADS,), "int32") for _ in range(2)]
+            mine.add(tirx.Select(other == expert, T.float32(1), T.float32(0)))
+            front.add(tirx.Select(other < expert, T.float32(1), T.float32(0)))
+        counts = [shared((_THREADS,)) for _ in range(2)]
         T.buffer_store(counts[0], mine.get(), [thread])
         barrier()
         for s in range(_THREADS.bit_length() - 1):  # each count becomes the sum up to it
             source, target, step = counts[s % 2], counts[1 - s % 2], 1 << s
             before = T.BufferLoad(source, [tirx.max(thread - step, 0)])
-            value = T.BufferLoad(source, [thread]) + tirx.Select(thread >= step, before, T.int32(0))
+            value = T.BufferLoad(source, [thread]) + tirx.Select(thread >= step, before, T.float32(0))
             T.buffer_store(target, value, [thread])
             barrier()
         final = counts[(_THREADS.bit_length() - 1) % 2]
-        total = T.bind(T.BufferLoad(final, [_THREADS - 1]))
-        below = T.bind(T.BufferLoad(final, [thread]) - mine.get())
+        total = T.bind(tirx.Cast("int32", T.BufferLoad(final, [_THREADS - 1])))
+        below = T.bind(tirx.Cast("int32", T.BufferLoad(final, [thread]) - mine.get()))
         barrier()
-        sums = block_reduce(machine, tirx.Cast("float32", front.get()), lambda p, q: p + q, _THREADS, thread)
-        first = T.bind(tirx.Cast("int32", sums))  # a count below 2**24 is exact
+        whole = block_reduce(machine, front.get(), lambda p, q: p + q, _THREADS, thread)
+        first = T.bind(tirx.Cast("int32", whole))
         place = Register(first + below, "int32")
         with T.serial(each) as i, T.If(start + i < end), T.Then():
-            mine.set(T.BufferLoad(experts, [start + i]))
-            with T.If(mine.get() == expert), T.Then():
+            other = T.bind(T.BufferLoad(experts, [start + i]))
+            with T.If(other == expert), T.Then():
                 T.buffer_store(order, start + i, [place.get()])
                 place.add(T.int32(1))
         behind = T.bind(first + total)

@@ -18,6 +18,6 @@ def library(tmp_path_factory) -> tuple[Path, Path]:
     if cuda.compiler_missing() and os.environ.get("CI") != "true":
         pytest.skip(cuda.compiler_missing())
     root = tmp_path_factory.mktemp("cuda")
-    model = tiny.make_tiny("qwen3_norms", root / "model")
+    model = tiny.make_tiny("qwen3_moe", root / "model")
     dist = compile_model(model, "q4f16_1", "cuda:sm_80,sm_90", dist_root=root, slots=0)
     return dist, dist / "cuda" / "lib.so"

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import tiny
+import tvm
 
 from mlcrt.compile import compile_model
 from mlcrt.dist import open_dist
 from mlcrt.errors import MlcrtError, UsageError
+from mlcrt.kernels.records import Moe
+from mlcrt.quant.scheme import SCHEMES
 from mlcrt.runtime.engine import Engine
 from mlcrt.targets import cuda, parse_targets
 from mlcrt.targets.cuda import fatbin
@@ -57,7 +60,7 @@ def test_kernels_start_early_only_where_every_architecture_can_wait(library, tmp
     early = fatbin.OVERLAP_TAG.decode()
     assert not any(early in tags for tags in launch_tags(library[0]).values())  # sm_80 cannot
     monkeypatch.setattr(fatbin, "compile_source", lambda source, sms: b"")  # the tags are ours, the code is not wanted
-    model = tiny.make_tiny("llama3_gqa7", tmp_path / "model")
+    model = tiny.make_tiny("mixtral", tmp_path / "model")
     tags = launch_tags(compile_model(model, "q4f32_1", "cuda:sm_90", dist_root=tmp_path, slots=0))
     assert {name for name in tags if early not in tags[name]} == {"last_row_kernel"}  # a stock kernel that never waits
 
@@ -80,6 +83,35 @@ def test_attention_of_one_token_is_one_kernel_and_products_of_many_use_tensor_co
     assert kinds
     for kind in kinds:  # prepare the activations, then one of two products
         assert {f"{kind}_kernel_1", f"{kind}_kernel_2"} <= prefill
+
+
+def test_experts_are_two_kernels_for_one_token_and_six_for_many(library):
+    """One: gate and up, down. Many: choose, sort, prepare, the two products, add up."""
+    kernels = sorted(name for name in launch_tags(library[0]) if name.startswith("moe_"))
+    assert kernels == [
+        "moe_decode_kernel", "moe_decode_kernel_1", "moe_prefill_kernel",
+        *(f"moe_prefill_kernel_{i}" for i in range(1, 6)),
+    ]  # fmt: skip
+
+
+def test_rows_to_gather_are_not_where_copies_arrive():
+    """TVM does not see what asynchronous copies write, and gave the list of rows the place of their target."""
+    scheme = SCHEMES["q4f16_1"]
+    op = Moe(scheme, scheme, 64, 64, 3, 2, True, "silu", None, 1e-5, True)
+    arch = cuda.attributes("sm_90")
+    function = cuda.library(arch, "float16").build_moe(op, "moe").with_attr("global_symbol", "moe")
+    built = tvm.compile(tvm.IRModule({"moe": function}), target=tvm.target.Target(arch.tvm_target()))
+    source = built.mod.imports[0].inspect_source()
+    assert "mlcrt_copy16" in source and "((half*)buf_dyn_shmem_ptr)" in source
+    assert "((int*)buf_dyn_shmem_ptr)" not in source
+
+
+def test_loads_of_what_other_kernels_write_stay_behind_the_wait(monkeypatch):
+    monkeypatch.setattr(fatbin.nvrtc, "available", lambda: True)
+    monkeypatch.setattr(fatbin.nvrtc, "compile_fatbin", lambda source, numbers: source)
+    arguments = b"(float* __restrict__ x, int* __restrict__ t, uint* __restrict__ codes, half* __restrict__ scales)"
+    kept = b"(float* x, int* t, uint* __restrict__ codes, half* __restrict__ scales)"
+    assert fatbin.compile_source(arguments, ("sm_90",)) == kept
 
 
 @pytest.mark.parametrize(("kernel", "expected"), [(b"a", True), (b"b", False), (b"ab", True)])
