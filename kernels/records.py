@@ -34,14 +34,15 @@ class Linear:
     @property
     def many_in_half(self) -> bool:
         """Any number of tokens in half precision, as matrix units multiply; other schemes compute in float32."""
-        return self.tokens is None and self.scheme.dtype == "float16"
+        return self.tokens is None and not self.alike and self.scheme.dtype == "float16"
 
 
 @dataclass(frozen=True)
 class Attention:
     """Shapes and switches of one attention layer; `tokens` is 1 or None (any number).
 
-    paged: each token has its own sequence and position (see arguments.Places), and a sequence's blocks lie anywhere.
+    paged: each token has its own sequence and position (see arguments.Places), and a sequence's blocks lie anywhere;
+    alike: besides, the tokens are the newest ones of sequences that decode together;
     packed_out: the result of rope_attention is float16 in the order that a product wants (see Linear).
     """
 
@@ -57,6 +58,7 @@ class Attention:
     norm_eps: float | None = None  # RMSNorm over head_dim on q and k before rotating
     paged: bool = False
     packed_out: bool = False
+    alike: bool = False
 
     @property
     def group(self) -> int:

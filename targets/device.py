@@ -95,6 +95,10 @@ class DeviceRuntime:
         """Bytes per second that the device moves between its memory and its cores, measured now; None: not known."""
         return None
 
+    def multiply_adds(self) -> float | None:
+        """Float32 multiply-adds per second of the device, measured now, where they may be what limits a step."""
+        return None
+
     def stopwatch(self) -> Stopwatch:
         """What measures how long the device is busy with one call."""
         return Stopwatch(self)

@@ -11,7 +11,7 @@ from mlcrt.kernels.simt.experts_many import Products
 from mlcrt.kernels.simt.linear import packs
 from mlcrt.quant.scheme import SCHEMES
 
-from . import linear
+from . import alike, linear, paged
 from .attention import decode_spaces, prefill_attention, rope_attention, supports, value_index
 from .linear import PrefillTiles, prefill_linear, prepared_shape
 from .unit import MatrixUnit
@@ -39,7 +39,7 @@ class Library(SimtLibrary):
         return Attention(a["heads"], a["kv_heads"], a["head_dim"], 1, self.kv_dtype, 1.0)
 
     def build_rope_append(self, op: Attention):
-        return rope_append(op, self.machine, value_index=value_index if supports(op) else None)
+        return rope_append(op, self.machine, value_index=value_index if supports(op) and not op.paged else None)
 
     def build_rope_attention(self, op: Attention, name: str):
         return rope_attention(op, self.tiles.attention, self.machine, self.unit, name)
@@ -48,12 +48,22 @@ class Library(SimtLibrary):
         return decode_spaces(op, self.tiles.attention)
 
     def attention_scratch(self, op: Attention, n) -> list:
-        return [] if supports(op) and op.tokens is None else super().attention_scratch(op, n)
+        return [] if supports(op) and op.tokens is None and not op.alike else super().attention_scratch(op, n)
 
     def build_attention(self, op: Attention, name: str):
+        if supports(op) and op.paged:
+            return paged.attention(op, self.tiles.attention, self.machine, self.unit, name)
         if supports(op) and op.tokens is None:
             return prefill_attention(op, self.machine, self.unit, name)
         return super().build_attention(op, name)
+
+    def alike_scratch(self, op: Linear, n) -> list:
+        return alike.scratch(op, n) if alike.covers(op) else super().alike_scratch(op, n)
+
+    def build_alike(self, op: Linear, name: str):
+        if alike.covers(op):
+            return alike.linear(op, self.machine, self.unit, name)
+        return super().build_alike(op, name)
 
     def linear_scratch(self, op: Linear, n) -> list:
         return [Space(prepared_shape(op, n), "float16")] if op.many_in_half else []

@@ -16,7 +16,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from mlcrt.errors import MlcrtError
-from mlcrt.kernels.arguments import BLOCK, match_caches, rope_append_arguments
+from mlcrt.kernels.arguments import BLOCK, PlaceHandles, Places, match_caches, rope_append_arguments
 from mlcrt.kernels.records import Attention
 
 from .common import Machine, Register, barrier, launch, local, prim_func, shared, strided, subgroup_reduce
@@ -28,15 +28,19 @@ MASKED = -1e30
 @dataclass(frozen=True)
 class AttentionTiles:
     """subgroups: in a block; blocks: wanted when decoding, which sets the slices of the sequence; prefill_splits:
-    slices for many tokens; batch: positions whose loads a team keeps in flight."""
+    slices for many tokens; paged_splits: slices for a token of a batched step; batch: positions whose loads a team
+    keeps in flight."""
 
     subgroups: int = 4
     blocks: int = 384
     batch: int = 4
     prefill_splits: int = 1
+    paged_splits: int = 16
 
     def splits_of(self, op: Attention) -> int:
-        """Slices of the sequence for one layer."""
+        """Slices of the sequence for one layer; what a token gets must not depend on others of a batched step."""
+        if op.alike:
+            return self.paged_splits
         return min(64, max(8, self.blocks // op.kv_heads)) if op.tokens == 1 else self.prefill_splits
 
 
@@ -113,22 +117,23 @@ def workspace_shape(op: Attention, splits: int, n) -> tuple:
 
 
 def attention(op: Attention, tiles: AttentionTiles, machine: Machine, name: str = "attention"):
-    """PrimFunc(q [n, heads*head_dim] f32, k cache, v cache, position [1] i32, out [n, heads*head_dim] f32,
-    workspace f32): token t stands at position + t and sees the cache up to itself, at most `window` back."""
+    """PrimFunc(q [n, heads*head_dim] f32, k cache, v cache, places, out [n, heads*head_dim] f32, workspace f32): a
+    token stands where `places` says and sees its sequence up to itself, at most `window` back."""
     splits = tiles.splits_of(op)
 
     def body() -> None:
         n = T.int32() if op.tokens is None else op.tokens
         q_handle, k_handle, v_handle = (T.arg(a, T.handle()) for a in ("q", "k_cache", "v_cache"))
-        position = T.arg("position", T.Buffer((1,), "int32"))
+        handles = PlaceHandles(op.paged)
         out_handle, space_handle = T.arg("out", T.handle()), T.arg("workspace", T.handle())
         shape = (n, op.heads * op.head_dim)
         q, out = T.match_buffer(q_handle, shape, "float32"), T.match_buffer(out_handle, shape, "float32")
+        places = handles.match(n)
         k_cache, v_cache = match_caches(op, k_handle, v_handle)
         space = T.match_buffer(space_handle, workspace_shape(op, splits, n), "float32")
-        slices = Slices(op, tiles, machine, splits, n)
-        slices.emit(q, k_cache, v_cache, position, space)
-        join(op, machine, splits, slices.teams * slices.batch, n, position, space, out)
+        slices = Slices(op, tiles, machine, splits, n, places)
+        slices.emit(q, k_cache, v_cache, space)
+        join(op, machine, splits, slices.teams * slices.batch, n, places, space, out)
 
     return prim_func(name, body)
 
@@ -140,8 +145,8 @@ class Slices:
     subgroup takes several positions at once.
     """
 
-    def __init__(self, op: Attention, tiles: AttentionTiles, machine: Machine, splits: int, n):
-        self.op, self.machine, self.splits, self.n = op, machine, splits, n
+    def __init__(self, op: Attention, tiles: AttentionTiles, machine: Machine, splits: int, n, places: Places):
+        self.op, self.machine, self.splits, self.n, self.places = op, machine, splits, n, places
         self.each = next(v for v in (8, 4, 2, 1) if op.head_dim % v == 0)
         while self.each * machine.subgroup < op.head_dim and op.head_dim % (2 * self.each) == 0:
             self.each *= 2  # small subgroups: a lane takes several loads
@@ -161,13 +166,13 @@ class Slices:
         self.teams = self.threads // self.team
         self.batch = tiles.batch
 
-    def emit(self, q, k_cache, v_cache, position, space) -> None:
+    def emit(self, q, k_cache, v_cache, space) -> None:
         op = self.op
         with launch(bx=self.splits, by=op.kv_heads, bz=self.n, tx=self.threads) as (split, kv_head, t, thread):
             self.machine.follow()
             self.lane = T.bind(tirx.floormod(thread, self.team))
             self.crew = T.bind(tirx.floordiv(thread, self.team))
-            begin, visible, share = visible_positions(op, position, t, self.splits, self.teams * self.batch)
+            begin, visible, share = visible_positions(op, self.places, t, self.splits, self.teams * self.batch)
             first = T.bind(begin + split * share)
             count = T.bind(tirx.min(share, visible - split * share))
             with T.If(count > 0), T.Then():
@@ -186,17 +191,18 @@ class Slices:
         peak = Register(T.float32(MASKED), count=op.group)
         weight = Register(T.float32(0), count=op.group)
         sums = Register(T.float32(0), count=op.group * each)
-        self.walk(k_cache, v_cache, kv_head, first, count, query, peak, weight, sums)
+        self.walk(k_cache, v_cache, t, kv_head, first, count, query, peak, weight, sums)
         self.merge(space, t, kv_head, split, peak, weight, sums)
 
-    def walk(self, k_cache, v_cache, kv_head, first, count, query, peak, weight, sums) -> None:
-        """Take `count` positions from `first` on into the sums."""
+    def walk(self, k_cache, v_cache, t, kv_head, first, count, query, peak, weight, sums) -> None:
+        """Take `count` positions of token t's sequence, from `first` on, into the sums."""
         stride = self.teams * self.batch
         with T.serial(tirx.floordiv(count + stride - 1, stride)) as step:
             at = [T.bind(step * stride + b * self.teams + self.crew) for b in range(self.batch)]
             rows = [T.bind(first + tirx.min(i, count - 1)) for i in at]
-            keys = [self.read(k_cache, kv_head, p) for p in rows]
-            values = [self.read(v_cache, kv_head, p) for p in rows]
+            spots = [(T.bind(self.places.block(t, tirx.floordiv(p, BLOCK))), tirx.floormod(p, BLOCK)) for p in rows]
+            keys = [self.read(k_cache, kv_head, *spot) for spot in spots]
+            values = [self.read(v_cache, kv_head, *spot) for spot in spots]
             self.visit(keys, values, [i < count for i in at], query, peak, weight, sums)
 
     @contextlib.contextmanager
@@ -209,17 +215,17 @@ class Slices:
             with T.If(d < self.op.head_dim), T.Then():
                 yield d
 
-    def read(self, cache, kv_head, p):
-        """`each` elements of position p's row, zero in lanes beyond head_dim."""
+    def read(self, cache, kv_head, block, inside):
+        """`each` elements of the row of position `inside` of a block, zero in lanes beyond head_dim."""
         held = local((self.each,), self.op.kv_dtype)
         width = min(self.each, self.machine.vector)
         if self.team * self.each != self.op.head_dim:
             for e in range(self.each):
                 T.buffer_store(held, tirx.Cast(self.op.kv_dtype, T.float32(0)), [e])
         with self.reaching() as d:
-            block, inside = tirx.floordiv(p, BLOCK), tirx.floormod(p, BLOCK) * self.op.head_dim + d
+            start = inside * self.op.head_dim + d
             for e in range(0, self.each, width):
-                index, whole = (tirx.Ramp(i, 1, width) if width > 1 else i for i in (inside + e, e))
+                index, whole = (tirx.Ramp(i, 1, width) if width > 1 else i for i in (start + e, e))
                 T.buffer_store(held, T.BufferLoad(cache, [kv_head, block, index]), [whole])
         return [tirx.Cast("float32", T.BufferLoad(held, [e])) for e in range(self.each)]
 
@@ -288,24 +294,26 @@ class Slices:
             T.buffer_store(space, total.get(), [t, kv_head * op.group + thread, split, op.head_dim + 1])
 
 
-def visible_positions(op: Attention, position, t, splits: int, least: int, own: bool = False):
+def visible_positions(op: Attention, places: Places, t, splits: int, least: int, own: bool = False):
     """(first visible position, how many, positions of a slice) of token t; a slice has at least `least`. own: without
     the token's own position, but never none, since the first slice has that one besides."""
-    end = T.bind(T.BufferLoad(position, [0]) + t)
+    end = T.bind(places.at(t))
     begin = T.int32(0) if op.window is None else T.bind(tirx.max(end - (op.window - 1), 0))
     visible = T.bind(tirx.max(end - begin, 1) if own else end - begin + 1)
     share = T.bind(tirx.max(tirx.floordiv(visible + splits - 1, splits), least))
     return begin, visible, share
 
 
-def join(op: Attention, machine: Machine, splits: int, least: int, n, position, space, out, own: bool = False) -> None:
+def join(
+    op: Attention, machine: Machine, splits: int, least: int, n, places: Places, space, out, own: bool = False
+) -> None:
     """Second kernel: softmax-weighted sum of the slices that have positions."""
     threads = 64
     with launch(bx=op.heads, by=n, tx=threads) as (head, t, thread):
         machine.follow()
         # never under 16 bytes: compilers read ahead of a shorter loop, which memory checkers call out of bounds
         peaks, factors = shared((max(splits, 4),)), shared((max(splits, 4),))
-        _, visible, share = visible_positions(op, position, t, splits, least, own)
+        _, visible, share = visible_positions(op, places, t, splits, least, own)
         slices = T.bind(tirx.floordiv(visible + share - 1, share))
         with strided(slices, thread, threads) as i:
             T.buffer_store(peaks, T.BufferLoad(space, [t, head, i, op.head_dim]), [i])

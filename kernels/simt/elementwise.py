@@ -40,19 +40,25 @@ def embed(op: Embed, machine: Machine, name: str = "embed"):
     return prim_func(name, body)
 
 
-def rotary_tables(half: int, tokens: int | None, factor: float, machine: Machine, name: str = "rotary_tables"):
-    """PrimFunc(inv_freq [half] f32, position [1] i32, cos [n, half] f32, sin): angles (position + t) * inv_freq."""
+def rotary_tables(
+    half: int, tokens: int | None, factor: float, machine: Machine, own: bool = False, name: str = "rotary_tables"
+):
+    """PrimFunc(inv_freq [half] f32, position [1] i32, cos [n, half] f32, sin): angles (position + t) * inv_freq.
+
+    own: positions [n] i32 instead, one for each token."""
 
     def body() -> None:
         n = T.int32() if tokens is None else tokens
         inv_freq = T.arg("inv_freq", T.Buffer((half,), "float32"))
-        position = T.arg("position", T.Buffer((1,), "int32"))
+        position = T.arg("position", T.handle() if own else T.Buffer((1,), "int32"))
         cos_handle, sin_handle = T.arg("cos", T.handle()), T.arg("sin", T.handle())
         cos, sin = (T.match_buffer(h, (n, half), "float32") for h in (cos_handle, sin_handle))
+        if own:
+            position = T.match_buffer(position, (n,), "int32")
         with launch(bx=n, tx=64) as (t, thread):
             machine.follow()
             with strided(half, thread, 64) as i:
-                at = tirx.Cast("float32", T.BufferLoad(position, [0]) + t)
+                at = tirx.Cast("float32", T.BufferLoad(position, [t]) if own else T.BufferLoad(position, [0]) + t)
                 angle = T.bind(at * T.BufferLoad(inv_freq, [i]))
                 c, s = (tirx.cos(angle), tirx.sin(angle)) if machine.any_angle else cos_sin(angle)
                 T.buffer_store(cos, c * T.float32(factor), [t, i])

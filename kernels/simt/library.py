@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from mlcrt.kernels.library import KernelLibrary
+from mlcrt.kernels import Kernel
+from mlcrt.kernels.library import KernelLibrary, is_batch
 from mlcrt.kernels.records import Attention, Embed, Linear, Moe
 
+from . import alike
 from .attention import AttentionTiles, attention, rope_append, workspace_shape
+from .choose import choose
+from .choose import scratch as choose_scratch
 from .common import Machine
 from .draw import draw, draw_scratch
 from .elementwise import embed, finish_scratch, finish_step, rotary_tables, softcap
@@ -28,6 +32,7 @@ class Library(KernelLibrary):
     skipped_passes = ("s_tir.CompactBufferAllocation",)
     fuses_experts = True
     draws = True
+    batch = 64
 
     def __init__(self, tiles: Tiles, kv_dtype: str, machine: Machine):
         super().__init__(tiles, kv_dtype)
@@ -58,6 +63,35 @@ class Library(KernelLibrary):
             mod.update_func(mod.get_global_var(var.name_hint), function)
         return mod
 
+    def linear(self, a: dict, args: list) -> Kernel:
+        kernel = super().linear(a, args)
+        op = kernel.key[1]
+        if not op.alike:
+            return kernel
+        build, n = lambda: self.build_alike(op, kernel.name), args[0].ty.shape[0]
+        return replace(kernel, build=build, scratch=self.alike_scratch(op, n))
+
+    def alike_scratch(self, op: Linear, n) -> list:
+        return alike.scratch(op, n, self.machine)
+
+    def build_alike(self, op: Linear, name: str):
+        """Linear layers of tokens that do not notice one another."""
+        return alike.linear(op, self.tiles.linear, self.machine, name)
+
+    def attention(self, a: dict, args: list) -> Kernel:
+        if not is_batch(args[0]):
+            return super().attention(a, args)
+        op = replace(self._attention(a, args[0]), alike=True)
+        name, scratch = "attention_batch", self.attention_scratch(op, args[0].ty.shape[0])
+        return Kernel(name, ("attention", op), lambda: self.build_attention(op, name), args, scratch=scratch)
+
+    def choose(self, a: dict, args: list) -> Kernel:
+        scratch = choose_scratch(args[0].ty.shape[0])
+        return replace(super().choose(a, args), scratch=scratch)
+
+    def build_choose(self, vocab: int):
+        return choose(vocab, self.machine)
+
     def build_linear(self, op: Linear, name: str):
         return linear(op, self.tiles.linear, self.machine, name)
 
@@ -65,7 +99,7 @@ class Library(KernelLibrary):
         return embed(op, self.machine)
 
     def build_rotary_tables(self, half: int, tokens: int | None, factor: float, own: bool):
-        return rotary_tables(half, tokens, factor, self.machine)
+        return rotary_tables(half, tokens, factor, self.machine, own)
 
     def build_rope_append(self, op: Attention):
         return rope_append(op, self.machine)

@@ -1,8 +1,8 @@
 """What many clients get together: their tokens per second against one client's, through the scheduler that serves them.
 
 A step reads every weight once for all its answers, and multiplies it once for each. So a step takes at least (bytes
-read) / (read bandwidth), and at least (multiply-adds) / (the speed of NumPy's own float32 matrix product here, which
-is near what the cores can do).
+read) / (the device's read bandwidth, measured) and on a CPU at least (multiply-adds) / (the speed of NumPy's own
+float32 matrix product here, which is near what the cores can do).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from mlcrt.runtime.sampling import SamplingParams
 from mlcrt.runtime.stats import human_bytes
 
 _PATIENCE = 600.0  # seconds without a token
+_VERBS = {"bytes": "read", "arithmetic": "multiply"}
 
 
 def bench_batch(
@@ -62,17 +63,18 @@ def bench_batch(
         report(f"warm-up, then {repeat} x {prompt_tokens} prompt tokens and {generate} answer tokens for each client")
         runs = {count: [run(count, prompt_tokens, generate) for _ in range(repeat)] for count in counts}
         peak = machine.peak_memory()  # before the large arrays below
-        report("memory bandwidth and speed of a matrix product")
-        bandwidth, speed = machine.read_bandwidth(), machine.multiply_adds()
+        report("the device's memory bandwidth, and the speed of a matrix product where that may matter")
+        bandwidth, speed = engine.runtime.read_bandwidth(), engine.runtime.multiply_adds()
         one = bytes_per_token(engine.config, engine.memory, engine.context * clients, prompt_tokens + generate / 2)
         kv = engine.memory["kv"] * (prompt_tokens + generate / 2) / (engine.context * clients)
         results = {}
         for count, measured in runs.items():
             step = statistics.median(s for r in measured for s in r.steps)
-            floors = {
-                "bytes": (one + (count - 1) * kv) / bandwidth,
-                "arithmetic": count * multiply_adds(engine.config) / speed,
-            }
+            floors = {}
+            if bandwidth is not None:
+                floors["bytes"] = (one + (count - 1) * kv) / bandwidth
+            if speed is not None:
+                floors["arithmetic"] = count * multiply_adds(engine.config) / speed
             results[str(count)] = {
                 "decode_tokens_per_s": statistics.median(r.decode_rate for r in measured),
                 "tokens_per_s": statistics.median(r.rate for r in measured),
@@ -82,7 +84,7 @@ def bench_batch(
                 },
                 "first_token_s": statistics.median(f for r in measured for f in r.first),
                 "floor_ms_per_token": {name: seconds * 1e3 for name, seconds in floors.items()},
-                "floor_share": max(floors.values()) / step,
+                "floor_share": max(floors.values()) / step if floors else None,
             }
         alone = results["1"]["decode_tokens_per_s"]
         return {
@@ -155,6 +157,8 @@ def rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     out = []
     for count, figures in result["clients"].items():
         step, floor = figures["ms_per_token"], figures["floor_ms_per_token"]
+        least = [f"{floor[kind]:.2f} ms to {verb}" for kind, verb in _VERBS.items() if kind in floor]
+        reached = f"{', '.join(least)}: {figures['floor_share']:.0%} of it reached" if least else "not known"
         name = "1 client" if count == "1" else f"{count} clients"
         out += [
             (
@@ -167,11 +171,7 @@ def rows(result: dict[str, Any]) -> list[tuple[str, str]]:
                 f"with prompts of {result['prompt_tokens']}: {figures['tokens_per_s']:.1f} tok/s, "
                 f"first token after {figures['first_token_s']:.2f} s",
             ),
-            (
-                "floor",
-                f"{floor['bytes']:.2f} ms to read, {floor['arithmetic']:.2f} ms to multiply: "
-                f"{figures['floor_share']:.0%} of it reached",
-            ),
+            ("floor", reached),
         ]
     computer = result["machine"]
     memory = ", ".join(f"{name} {human_bytes(size)}" for name, size in result["memory"].items())

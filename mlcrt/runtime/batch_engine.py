@@ -18,10 +18,9 @@ from mlcrt.dist import check_target, open_dist
 from mlcrt.errors import MlcrtError, UsageError
 from mlcrt.select import pick
 
+from .batch_step import DecodeStep, padded, unconstrained
 from .engine import Engine, LoadedModel
 from .pages import BlockPool, Lease
-
-NONE = np.zeros(1, np.int32)
 
 
 @dataclass(eq=False)
@@ -143,7 +142,9 @@ class PagedEngine(_Common):
         size = self._entry["kv_block"]
         self._pool = BlockPool(self.plan.blocks, size)
         self._blocks = np.zeros((self.slots, -(-self.context // size)), np.int32)
-        self._placed_blocks = None
+        self._own_memory = runtime.view(runtime.place(np.zeros(1, np.int32))) is None
+        self._placed_blocks, self._blocks_changed = None, True
+        self._steps: dict[int, DecodeStep] = {}
         self._free = list(range(self.slots - 1, -1, -1))
 
     def known(self, tokens: Sequence[int]) -> int:
@@ -157,7 +158,7 @@ class PagedEngine(_Common):
             return None
         slot = Slot(self._free.pop(), list(tokens[: lease.shared]), lease.shared, lease)
         self._blocks[slot.index, : len(lease.blocks)] = lease.blocks
-        self._placed_blocks = None
+        self._blocks_changed = True
         return slot
 
     def step(self, work: Sequence[Work]) -> StepResult:
@@ -171,8 +172,7 @@ class PagedEngine(_Common):
         if prompts:
             self._prefill(prompts, result)
         if others:
-            logits = self._functions["decode"](*self._places(others), self._cache, self._params)
-            self._choose(logits, others, result)
+            self._decode(others, result)
         for item in work:
             item.slot.tokens.extend(item.tokens)
             self._pool.fill(item.slot.lease, item.slot.tokens)
@@ -191,7 +191,7 @@ class PagedEngine(_Common):
         }
 
     def close(self) -> None:
-        self._functions, self._cache, self._params, self._placed_blocks = {}, None, None, None
+        self._functions, self._cache, self._params, self._placed_blocks, self._steps = {}, None, None, None, {}
 
     def _reserve(self, item: Work) -> None:
         slot, lease = item.slot, item.slot.lease
@@ -199,25 +199,47 @@ class PagedEngine(_Common):
         self._pool.grow(lease, len(slot.tokens) + len(item.tokens))
         if len(lease.blocks) > before:
             self._blocks[slot.index, before : len(lease.blocks)] = lease.blocks[before:]
-            self._placed_blocks = None
+            self._blocks_changed = True
 
-    def _places(self, work: list[Work]) -> tuple:
-        """(tokens, places) of the new tokens, on the device."""
-        place = self._runtime.place
-        if self._placed_blocks is None:
-            self._placed_blocks = place(self._blocks.copy())
+    def _placed(self):
+        """The blocks of all slots on the device; where that has memory of its own, always at the same address."""
+        if self._placed_blocks is None or (self._blocks_changed and not self._own_memory):
+            self._placed_blocks = self._runtime.place(self._blocks.copy())
+        elif self._blocks_changed:
+            self._placed_blocks.copyfrom(self._blocks)
+        self._blocks_changed = False
+        return self._placed_blocks
+
+    def _new_tokens(self, work: list[Work]) -> list[np.ndarray]:
+        """Tokens to append, their positions and their sequences, int32 each."""
         tokens = np.array([t for item in work for t in item.tokens], np.int32)
         counts = [len(item.tokens) for item in work]
         starts = np.array([len(item.slot.tokens) for item in work], np.int32)
         offsets = np.arange(len(tokens), dtype=np.int32) - np.repeat(np.cumsum(counts, dtype=np.int32) - counts, counts)
         positions = (np.repeat(starts, counts) + offsets).astype(np.int32)
-        sequences = np.repeat(np.array([item.slot.index for item in work], np.int32), counts)
-        places = self._runtime.bundle([place(positions), place(sequences), self._placed_blocks])
-        return place(tokens), places
+        return [tokens, positions, np.repeat(np.array([item.slot.index for item in work], np.int32), counts)]
+
+    def _places(self, work: list[Work]) -> tuple:
+        """(tokens, places) of the new tokens, on the device."""
+        tokens, *where = map(self._runtime.place, self._new_tokens(work))
+        return tokens, self._runtime.bundle([*where, self._placed()])
+
+    def _decode(self, work: list[Work], result: StepResult) -> None:
+        if not self._own_memory:
+            logits = self._functions["decode"](*self._places(work), self._cache, self._params)
+            self._choose(logits, work, result)
+            return
+        blocks, rows = self._placed(), padded(len(work), self.slots)
+        if rows not in self._steps:
+            arguments = (self._functions, rows, self.vocab, blocks, self._cache, self._params)
+            self._steps[rows] = DecodeStep(self._runtime, *arguments)
+        step = self._steps[rows]
+        step(*self._new_tokens(work))
+        self._choose(step.logits, work, result, rows, (step.tokens, step.best))
 
     def _prefill(self, work: list[Work], result: StepResult) -> None:
         hidden = self._functions["prefill"](*self._places(work), self._cache, self._params)
-        rows = self._runtime.read(hidden) if any(item.choice or item.hidden for item in work) else None
+        rows = self._runtime.read(hidden) if any(item.hidden for item in work) else None
         ends, end = [], 0
         for item in work:
             start, end = end, end + len(item.tokens)
@@ -226,36 +248,51 @@ class PagedEngine(_Common):
             if item.choice is not None:
                 ends.append((item, end - 1))
         if ends:
-            last = self._runtime.place(np.ascontiguousarray(rows[[row for _, row in ends]]))
+            last = self._runtime.place(self._rows(hidden, [row for _, row in ends]))
             self._choose(self._functions["logits"](last, self._params), [item for item, _ in ends], result)
 
-    def _choose(self, logits, work: list[Work], result: StepResult) -> None:
-        """Masks and biases on the device, then the argmax there; logits come to the host where wanted."""
-        place, read = self._runtime.place, self._runtime.read
-        raw = {}
+    def _rows(self, tensor, rows: list[int]) -> np.ndarray:
+        """Some rows of a float32 matrix; no others are copied from a device."""
+        if not self._own_memory:
+            return np.ascontiguousarray(self._runtime.read(tensor)[rows])
+        width = int(tensor.shape[1])
+        return np.concatenate([tensor._create_view((1, width), "float32", 4 * width * row).numpy() for row in rows])
+
+    def _choose(self, logits, work: list[Work], result: StepResult, rows: int | None = None, chosen=None) -> None:
+        """Masks and biases on the device, then the argmax there; logits come to the host where wanted.
+
+        rows: those of `logits`, if they are more than `work`. chosen: (tokens, best) where nothing is masked or biased.
+        """
+        place, read, rows = self._runtime.place, self._runtime.read, rows or len(work)
+        raw, after = {}, {}
         if any(item.choice.raw for item in work):
-            values = read(logits)
-            raw = {i: np.array(values[i]) for i, item in enumerate(work) if item.choice.raw}
-        masks = [item.choice.mask for item in work if item.choice.mask is not None]
-        where = np.full(len(work), -1, np.int32)
-        where[[i for i, item in enumerate(work) if item.choice.mask is not None]] = np.arange(len(masks))
-        biases = [item.choice.bias for item in work]
-        starts = np.cumsum([0, *(0 if b is None else len(b[0]) for b in biases)], dtype=np.int32)
-        ids = [b[0] for b in biases if b is not None and len(b[0])]
-        values = [b[1] for b in biases if b is not None and len(b[0])]
-        arguments = (
-            np.stack(masks) if masks else np.zeros((1, -(-self.vocab // 32)), np.int32),
-            where,
-            starts,
-            np.concatenate(ids).astype(np.int32) if ids else NONE,
-            np.concatenate(values).astype(np.float32) if ids else np.zeros(1, np.float32),
-        )
-        chosen = self._functions["choose"](logits, *map(place, arguments), self._params)
-        tokens, best = read(chosen[1]), read(chosen[2])
-        after = read(chosen[0]) if any(item.choice.logits for item in work) else None
+            which = [i for i, item in enumerate(work) if item.choice.raw]
+            raw = dict(zip(which, self._rows(logits, which), strict=True))
+        if chosen is None or any(item.choice.mask is not None or item.choice.bias is not None for item in work):
+            arguments = self._constraints(work, rows)
+            logits, *chosen = self._functions["choose"](logits, *map(place, arguments), self._params)
+        tokens, best = read(chosen[0]), read(chosen[1])
+        if any(item.choice.logits for item in work):
+            which = [i for i, item in enumerate(work) if item.choice.logits]
+            after = dict(zip(which, self._rows(logits, which), strict=True))
         for i, item in enumerate(work):
-            row = after[i] if item.choice.logits else None
-            result.chosen[item.slot.index] = Chosen(int(tokens[i]), float(best[i]), row, raw.get(i))
+            result.chosen[item.slot.index] = Chosen(int(tokens[i]), float(best[i]), after.get(i), raw.get(i))
+
+    def _constraints(self, work: list[Work], rows: int) -> list[np.ndarray]:
+        """Arguments of choose after the logits, those of `work` first."""
+        arguments = unconstrained(rows, self.vocab)
+        masks = [item.choice.mask for item in work if item.choice.mask is not None]
+        if masks:
+            arguments[0] = np.stack(masks)
+            arguments[1][[i for i, item in enumerate(work) if item.choice.mask is not None]] = np.arange(len(masks))
+        biases = [item.choice.bias for item in work]
+        sizes = [0 if b is None else len(b[0]) for b in biases]
+        if any(sizes):
+            ends = np.cumsum(sizes, dtype=np.int32)
+            arguments[2] = np.concatenate([[0], ends, np.repeat(ends[-1:], rows - len(work))]).astype(np.int32)
+            arguments[3] = np.concatenate([b[0] for b in biases if b is not None]).astype(np.int32)
+            arguments[4] = np.concatenate([b[1] for b in biases if b is not None]).astype(np.float32)
+        return arguments
 
 
 class SlotEngine(_Common):

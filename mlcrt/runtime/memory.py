@@ -10,6 +10,8 @@ import numpy as np
 from mlcrt.dist import Dist
 from mlcrt.errors import MlcrtError
 
+from .batch_step import logit_rows
+
 DEFAULT_CONTEXT = 4096
 
 
@@ -66,6 +68,8 @@ def plan_memory(dist: Dist, entry: dict, context: int | None = None, sequences: 
     chosen = context or min(config.context, DEFAULT_CONTEXT)
     widest = max(config.hidden, config.intermediate, config.heads * config.head_dim)
     scratch = 4 * entry["chunk"] * (-(-widest // 64) * 64)  # activations in lane order
+    if sequences > 1 and entry["batch"]:
+        scratch += 4 * config.vocab * logit_rows(sequences)
     return MemoryPlan(
         chosen,
         dist.manifest["params"]["bytes"],

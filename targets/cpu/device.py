@@ -56,6 +56,11 @@ class CpuRuntime(DeviceRuntime):
 
         return machine.read_bandwidth()
 
+    def multiply_adds(self) -> float | None:
+        from mlcrt.measure import machine
+
+        return machine.multiply_adds()
+
     def place(self, array: np.ndarray):
         """A tensor with the array's values; the array's own memory where alignment allows."""
         if array.ctypes.data % ALIGNMENT or not array.flags.c_contiguous or not array.flags.writeable:

@@ -13,7 +13,7 @@ from operator import add
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from mlcrt.kernels.arguments import BLOCK, match_caches
+from mlcrt.kernels.arguments import BLOCK, Places, match_caches
 from mlcrt.kernels.records import Attention
 from mlcrt.kernels.simt.attention import join, workspace_shape
 from mlcrt.kernels.simt.common import Machine, Register, barrier, launch, local, prim_func, shared, subgroup_reduce
@@ -49,7 +49,7 @@ def attention(op: Attention, shape: tuple[int, int, int], machine: Machine, name
         k_cache, v_cache = match_caches(op, k_handle, v_handle)
         space = T.match_buffer(space_handle, workspace_shape(op, 1, n), "float32")
         _Flash(op, shape, machine, n).emit(q, k_cache, v_cache, position, space)
-        join(op, machine, 1, _POSITIONS, n, position, space, out)
+        join(op, machine, 1, _POSITIONS, n, Places(position), space, out)
 
     return prim_func(name, body)
 

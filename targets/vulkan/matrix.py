@@ -70,7 +70,7 @@ class MatrixTiles:
 
 def suits(op: Linear) -> bool:
     """Whether the kernel serves this layer: many tokens in half precision, whole steps of columns."""
-    return op.tokens is None and op.scheme.dtype == "float16" and op.columns % 32 == 0 and op.units % 16 == 0
+    return op.many_in_half and op.columns % 32 == 0 and op.units % 16 == 0
 
 
 def prepared_shape(op: Linear, n) -> tuple:

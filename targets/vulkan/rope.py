@@ -24,9 +24,9 @@ def rope_attention(op: Attention, tiles: AttentionTiles, machine: Machine, name:
     def body() -> None:
         a = rope_append_arguments(op)
         space = T.arg("workspace", T.Buffer(workspace_shape(op, splits, 1), "float32"))
-        slices = _Slices(op, tiles, machine, splits, 1)
+        slices = _Slices(op, tiles, machine, splits, 1, a.places)
         slices.rotate_and_slice(a, space)
-        join(op, machine, splits, slices.teams * slices.batch, 1, a.places.position, space, a.q, own=True)
+        join(op, machine, splits, slices.teams * slices.batch, 1, a.places, space, a.q, own=True)
 
     return prim_func(name, body)
 
@@ -39,7 +39,7 @@ class _Slices(Slices):
             self.lane = T.bind(tirx.floormod(thread, self.team))
             self.crew = T.bind(tirx.floordiv(thread, self.team))
             least = self.teams * self.batch
-            begin, visible, share = visible_positions(op, a.places.position, 0, self.splits, least, own=True)
+            begin, visible, share = visible_positions(op, a.places, 0, self.splits, least, own=True)
             cached = T.bind(T.BufferLoad(a.places.position, [0]) - begin)
             # outside the condition, in which TVM could not add the barriers it wants
             rotated = Rotated(op, self.machine, a, kv_head, thread, self.threads)
@@ -55,7 +55,7 @@ class _Slices(Slices):
             with T.If(split * share < visible), T.Then():
                 first = T.bind(begin + split * share)
                 count = T.bind(tirx.min(share, cached - split * share))
-                self.walk(a.k_cache, a.v_cache, kv_head, first, count, query, *sums)
+                self.walk(a.k_cache, a.v_cache, 0, kv_head, first, count, query, *sums)
                 self.merge(space, T.int32(0), kv_head, split, *sums)
 
     def own(self, rotated: Rotated, mine, query) -> tuple[Register, Register, Register]:

@@ -23,7 +23,7 @@ from .matrix import MatrixTiles
 # as many of them as fill a block of 64, large ones share a block of 4.
 _SUBGROUPS = 8
 # those whose kernels exchange between lanes
-_OPERATORS = ("linear", "rope_append", "attention", "rope_attention", "finish_step", "moe")
+_OPERATORS = ("linear", "rope_append", "attention", "rope_attention", "finish_step", "choose", "moe")
 
 
 def _exchange(value, mask: int):

@@ -61,7 +61,7 @@ def test_kernels_start_early_only_where_every_architecture_can_wait(library, tmp
     assert not any(early in tags for tags in launch_tags(library[0]).values())  # sm_80 cannot
     monkeypatch.setattr(fatbin, "compile_source", lambda source, sms: b"")  # the tags are ours, the code is not wanted
     model = tiny.make_tiny("mixtral", tmp_path / "model")
-    tags = launch_tags(compile_model(model, "q4f32_1", "cuda:sm_90", dist_root=tmp_path, slots=0))
+    tags = launch_tags(compile_model(model, "q4f32_1", "cuda:sm_90", dist_root=tmp_path, slots=2))
     assert {name for name in tags if early not in tags[name]} == {"last_row_kernel"}  # a stock kernel that never waits
 
 
@@ -112,6 +112,27 @@ def test_loads_of_what_other_kernels_write_stay_behind_the_wait(monkeypatch):
     arguments = b"(float* __restrict__ x, int* __restrict__ t, uint* __restrict__ codes, half* __restrict__ scales)"
     kept = b"(float* x, int* t, uint* __restrict__ codes, half* __restrict__ scales)"
     assert fatbin.compile_source(arguments, ("sm_90",)) == kept
+
+
+@pytest.mark.parametrize("window", [None, 40])
+def test_batched_steps_use_tensor_cores(window):
+    import tvm
+
+    from mlcrt.kernels.records import Attention, Linear
+    from mlcrt.quant.scheme import SCHEMES
+
+    arch = cuda.attributes("sm_90")
+    kernels = cuda.library(arch, "float16")
+    linear = Linear(SCHEMES["q4f16_1"], 64, 96, None, 1e-5, gate="silu", alike=True)
+    attention = Attention(4, 1, 32, None, "float16", 0.2, window, paged=True, alike=window is None)
+    built = {"linear": kernels.build_alike(linear, "linear"), "attention": kernels.build_attention(attention, "attend")}
+    module = tvm.IRModule({name: f.with_attr("global_symbol", name) for name, f in built.items()})
+    with tvm.transform.PassContext(opt_level=3, disabled_pass=list(kernels.skipped_passes)):
+        source = tvm.compile(module, target=tvm.target.Target(arch.tvm_target())).mod.imports[0].inspect_source()
+    bodies = {b.split("(")[1].split()[-1]: b for b in source.split("__global__")[1:] if "{" in b.split(";")[0]}
+    used = {name for name, body in bodies.items() if "mlcrt_mma(" in body}
+    assert used == {"linear_kernel_1", "attention_kernel"}
+    assert all("mlcrt_overlap()" in body for body in bodies.values())
 
 
 @pytest.mark.parametrize(("kernel", "expected"), [(b"a", True), (b"b", False), (b"ab", True)])

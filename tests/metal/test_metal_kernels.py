@@ -11,6 +11,7 @@ import drawing
 import msl
 import numpy as np
 import pytest
+from batch_case import check_attention, check_choose, check_linear
 from harness import ACTIVATIONS, Guarded, error, pairwise, random_weight, unwritten
 from moe_case import Case, records, spaces
 from test_kernel_attention import reference, rotated
@@ -18,6 +19,7 @@ from test_kernel_attention import reference, rotated
 from mlcrt.kernels.arguments import BLOCK
 from mlcrt.kernels.records import Attention, Embed, Linear
 from mlcrt.kernels.simt import draw
+from mlcrt.kernels.simt.choose import scratch as choose_scratch
 from mlcrt.quant.scheme import SCHEMES
 from mlcrt.runtime.sampling import SamplingParams
 from mlcrt.targets import metal
@@ -310,3 +312,27 @@ def test_rope_append(case, run):
         close = 1e-3 if op.kv_dtype == "float16" else 1e-5
         np.testing.assert_allclose(k_after.reshape(k.shape).astype(np.float64), k, rtol=close, atol=close)
         np.testing.assert_array_equal(v_after.reshape(v.shape), v.astype(op.kv_dtype))
+
+
+# kernels of batched steps: see tests/kernels/batch_case.py
+TOGETHER = [
+    (make(f"together_{s}", lambda op=op: LIBRARY["float16"].build_alike(op, "linear")), op)
+    for s in ("q4f16_1", "q8f16_1")
+    for op in [Linear(SCHEMES[s], 40, 96, None, EPS, True, "silu", False, alike=True)]
+]
+PAGED = Attention(6, 2, 32, None, "float16", 0.4, 40, None, paged=True, alike=True)
+make("paged", lambda: LIBRARY["float16"].build_attention(PAGED, "attention"))
+make("choose", lambda: LIBRARY["float16"].build_choose(300))
+
+
+@pytest.mark.parametrize(("name", "op"), TOGETHER, ids=lambda v: v if isinstance(v, str) else "")
+def test_a_token_does_not_notice_the_others(name, op, run):
+    check_linear(lambda *arrays: run(name, *arrays), op, LIBRARY["float16"], 2e-2, [[4], [9, 3, 1]])
+
+
+def test_paged_attention(run):
+    check_attention(lambda *arrays: run("paged", *arrays), PAGED, LIBRARY["float16"])
+
+
+def test_choosing_with_masks_and_biases(run):
+    check_choose(lambda *arrays: run("choose", *arrays), 300, choose_scratch(5))

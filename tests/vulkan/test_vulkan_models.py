@@ -19,6 +19,7 @@ from mlcrt import ChatModule
 from mlcrt.compile import compile_model
 from mlcrt.demo import demo_model
 from mlcrt.errors import MlcrtError
+from mlcrt.runtime.batch_engine import Choice, PagedEngine, Work, open_batch_engine
 from mlcrt.runtime.engine import Engine
 from mlcrt.runtime.sampler import Sampler
 from mlcrt.runtime.sampling import SamplingParams
@@ -27,10 +28,12 @@ TOLERANCE = 2e-4  # of the logits' standard deviation, in float32
 # CI compiles those between which the kernels differ: soft caps, windows, groups of seven, biases, norms, experts
 _KINDS = ("gemma2_softcap", "llama3_gqa7", "phi3_longrope", "qwen2_yarn", "qwen3_norms", "qwen3_moe")
 _CASES = tiny.cases() if os.environ.get("MLCRT_ALL_FAMILIES") else list(_KINDS)
+_MANY = ("llama3_gqa7", "qwen3_moe")  # compiled with batched steps
 
 
 def _compile(case: str, root: Path) -> Path:
-    return compile_model(tiny.make_tiny(case, root / "models" / case), "q0f32", "vulkan:s8", dist_root=root, slots=0)
+    model, slots = tiny.make_tiny(case, root / "models" / case), 3 if case in _MANY else 0
+    return compile_model(model, "q0f32", "vulkan:s8", dist_root=root, slots=slots)
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +98,39 @@ def test_sampled_tokens_are_those_of_the_host_and_come_one_step_behind(compiled,
         assert waited == [*range(2, 12), 11]
         engine.close()
     assert all(len(set(map(tuple, same))) == 1 for same in answers.values())
+
+
+@pytest.mark.parametrize("case", _MANY)
+def test_many_sequences_at_once(compiled, case):
+    """Prompts of several lengths in one call, then steps together: the golden logits, and the same bits alone."""
+    golden = tiny.golden(case)
+    tokens, lengths, steps = golden.tokens.tolist(), (3, 17, 20), 4
+
+    def run(engine, which: list[int]) -> list[np.ndarray]:
+        slots = [engine.admit(tokens[: lengths[i]], 40, fresh=True) for i in which]
+        prompts = [Work(s, tokens[: lengths[i]], True, Choice(logits=True)) for s, i in zip(slots, which, strict=True)]
+        results = [engine.step(prompts)]
+        for step in range(steps):
+            work = [
+                Work(s, [tokens[lengths[i] + step]], False, Choice(logits=True))
+                for s, i in zip(slots, which, strict=True)
+            ]
+            results.append(engine.step(work))
+        rows = [np.stack([r.chosen[s.index].logits for r in results]) for s in slots]
+        assert [r.chosen[slots[0].index].token for r in results] == rows[0].argmax(axis=1).tolist()
+        for slot in slots:
+            engine.release(slot)
+        return rows
+
+    engine = open_batch_engine(compiled(case), "vulkan", context=48, slots=3)
+    assert isinstance(engine, PagedEngine)
+    together = run(engine, [0, 1, 2])
+    for length, rows in zip(lengths, together, strict=True):
+        difference = np.abs(rows[:, golden.columns] - golden.logits[length - 1 : length + steps])
+        assert difference.max() <= TOLERANCE * golden.std
+    for i in range(3):
+        np.testing.assert_array_equal(run(engine, [i])[0], together[i])
+    engine.close()
 
 
 @pytest.fixture(scope="module")
