@@ -109,8 +109,9 @@ def test_rows_to_gather_are_not_where_copies_arrive():
 def test_loads_of_what_other_kernels_write_stay_behind_the_wait(monkeypatch):
     monkeypatch.setattr(fatbin.nvrtc, "available", lambda: True)
     monkeypatch.setattr(fatbin.nvrtc, "compile_fatbin", lambda source, numbers: source)
-    arguments = b"(float* __restrict__ x, int* __restrict__ t, uint* __restrict__ codes, half* __restrict__ scales)"
-    kept = b"(float* x, int* t, uint* __restrict__ codes, half* __restrict__ scales)"
+    weights = b"uint* __restrict__ w_codes_ptr, half* __restrict__ w_scales_ptr)"
+    arguments = b"(float* __restrict__ x, int* __restrict__ t, half* __restrict__ h, " + weights
+    kept = b"(float* x, int* t, half* h, " + weights
     assert fatbin.compile_source(arguments, ("sm_90",)) == kept
 
 
