@@ -76,7 +76,8 @@ class Choice:
 
     def __init__(self, op: Moe, logits, token, thread, threads: int, weigh: bool = True):
         self.op, self.logits, self.token = op, logits, token
-        self.experts, self.weights = shared((op.top_k,)), shared((op.top_k,))
+        size = max(op.top_k, 4)  # compilers read 16 bytes ahead of a short loop
+        self.experts, self.weights = shared((size,)), shared((size,))
         with strided(op.top_k, thread, threads) as k:  # what stays where logits are no numbers: experts that exist
             T.buffer_store(self.experts, tirx.Cast("float32", k), [k])
         barrier()
