@@ -117,6 +117,8 @@ class _Product:
         def nothing() -> None:
             for i in range(len(self.weight_rows)):
                 T.buffer_store(scales, T.float16(0), [i])
+                for j in range(4):
+                    T.buffer_store(codes, T.uint32(0), [i, j])
 
         with T.If(step < self.steps), T.Then(), self.inside(step, nothing):
             group = T.bind(step * (WORDS // 4) + self.column)

@@ -173,8 +173,9 @@ class Slices:
             self.lane = T.bind(tirx.floormod(thread, self.team))
             self.crew = T.bind(tirx.floordiv(thread, self.team))
             begin, visible, share = visible_positions(op, self.places, t, self.splits, self.teams * self.batch)
-            first = T.bind(begin + split * share)
-            count = T.bind(tirx.min(share, visible - split * share))
+            # in registers, not lets: TVM's simplifier would look through them in every index that follows
+            first = Register(begin + split * share, "int32").get()
+            count = Register(tirx.min(share, visible - split * share), "int32").get()
             with T.If(count > 0), T.Then():
                 self.slice(q, k_cache, v_cache, space, (t, kv_head, split), first, count)
 

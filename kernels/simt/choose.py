@@ -11,6 +11,7 @@ from .elementwise import _first_maximum
 _PARTS = 64  # slices of a row that are searched side by side
 _THREADS = 256
 _LOWEST, _NONE = -3.4e38, 2**31 - 1
+_MINUS_INFINITY = -(1 << 23)  # bits of a float32
 
 
 def scratch(rows) -> list[tuple]:
@@ -53,16 +54,19 @@ def choose(vocab: int, machine: Machine, name: str = "choose"):
             with strided(slice_, thread, _THREADS) as i:
                 at = T.bind(part * slice_ + i)
                 with T.If(at < vocab), T.Then():
-                    value = Register(T.BufferLoad(logits, [row, at]))
+                    allowed = Register(T.int32(1), "int32")
                     with T.If(chosen >= 0), T.Then():
                         word = T.bind(T.BufferLoad(masks, [chosen, tirx.floordiv(at, 32)]))
                         bit = tirx.bitwise_and(tirx.shift_right(word, tirx.floormod(at, 32)), T.int32(1))
-                        with T.If(bit == 0), T.Then():
-                            value.set(T.float32(float("-inf")))
-                            T.buffer_store(logits, value.get(), [row, at])
-                    with T.If(value.get() > peak.get()), T.Then():
-                        peak.set(value.get())
-                        where.set(at)
+                        allowed.set(bit)
+                    with T.If(allowed.get() == 0):
+                        with T.Then():  # as bits: fast math knows no infinity
+                            T.buffer_store(logits, tirx.reinterpret("float32", T.int32(_MINUS_INFINITY)), [row, at])
+                        with T.Else():
+                            value = T.bind(T.BufferLoad(logits, [row, at]))
+                            with T.If(value > peak.get()), T.Then():
+                                peak.set(value)
+                                where.set(at)
             _first_maximum(machine, _THREADS, thread, peak, where, vocab)
             with T.If(thread == 0), T.Then():
                 T.buffer_store(bests, peak.get(), [row, part])

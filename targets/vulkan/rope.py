@@ -53,8 +53,8 @@ class _Slices(Slices):
             sums = self.own(rotated, T.bind(tirx.And(split == 0, self.crew == 0)), query)
             barrier()
             with T.If(split * share < visible), T.Then():
-                first = T.bind(begin + split * share)
-                count = T.bind(tirx.min(share, cached - split * share))
+                first = Register(begin + split * share, "int32").get()  # not lets: see simt.attention
+                count = Register(tirx.min(share, cached - split * share), "int32").get()
                 self.walk(a.k_cache, a.v_cache, 0, kv_head, first, count, query, *sums)
                 self.merge(space, T.int32(0), kv_head, split, *sums)
 
