@@ -16,7 +16,7 @@ from mlcrt.kernels.simt.linear import LinearKernel
 
 TOKENS, ROWS, DEPTH, THREADS, LANES = 128, 128, 32, 256, 32
 SHAPE = (16, 16, 16)
-_PAD = 8  # halves at the end of a row of a tile, against bank conflicts
+_PITCH = DEPTH + 8  # halves from row to row of a tile; the last eight are against bank conflicts
 _HALF = DEPTH // 2  # columns a thread stages
 _SCALE = 16.0  # activations are divided by it, so that float16 holds values up to a million
 
@@ -51,7 +51,8 @@ class _Matrix:
         grid = {"bx": -(-op.units // self.units), "by": k.token_blocks(TOKENS)}
         with launch(**grid, tx=THREADS) as (block_n, block_m, thread):
             self.thread = thread
-            self.a, self.b = shared((TOKENS, DEPTH + _PAD), "float16"), shared((ROWS, DEPTH + _PAD), "float16")
+            # flat, since TVM takes columns that nobody names out of an array with rows
+            self.a, self.b = shared((TOKENS * _PITCH,), "float16"), shared((ROWS * _PITCH,), "float16")
             (self.token0, self.end), self.unit0 = k.token_range(block_m, TOKENS), T.bind(block_n * self.units)
             self.w = k.weights
             self.line = T.bind(tirx.floordiv(thread, 2))  # of both tiles
@@ -134,15 +135,15 @@ class _Matrix:
             self.put(self.b, packed, j)
 
     def put(self, tile, packed, j: int) -> None:
-        T.buffer_store(tile, T.BufferLoad(packed, [tirx.Ramp(0, 1, 4)]), [self.line, tirx.Ramp(self.half + j, 1, 4)])
+        at = self.line * _PITCH + self.half + j
+        T.buffer_store(tile, T.BufferLoad(packed, [tirx.Ramp(0, 1, 4)]), [tirx.Ramp(at, 1, 4)])
 
     def multiply(self) -> None:
-        stride = DEPTH + _PAD
         for depth in range(0, DEPTH, 16):
             for i in range(4):
-                _call("matrix_load_a", i, T.address_of(self.a[self.first_token + 16 * i, depth]), stride)
+                _call("matrix_load_a", i, T.address_of(self.a[(self.first_token + 16 * i) * _PITCH + depth]), _PITCH)
             for j in range(2):
-                _call("matrix_load_b", j, T.address_of(self.b[self.first_row + 16 * j, depth]), stride)
+                _call("matrix_load_b", j, T.address_of(self.b[(self.first_row + 16 * j) * _PITCH + depth]), _PITCH)
             for i in range(4):
                 for j in range(2):
                     _call("matrix_multiply_add", 2 * i + j, i, j)

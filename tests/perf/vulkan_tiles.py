@@ -54,6 +54,7 @@ def make(folder: Path, shapes: list[str], tiles: list[str], old=None) -> None:
     import tvm
 
     from mlcrt.kernels.records import Linear
+    from mlcrt.kernels.simt import Library
     from mlcrt.quant.scheme import SCHEMES
     from mlcrt.targets.cpu.link import link
     from mlcrt.targets.vulkan import attributes, matrix
@@ -76,7 +77,8 @@ def make(folder: Path, shapes: list[str], tiles: list[str], old=None) -> None:
                 key = re.sub(r"\W", "_", f"{shape}_{layer}_old")
                 functions[key] = old.linear(op, machine(Variant("s32m"))).with_attr("global_symbol", key)
                 listed.append((key, shape, layer, "old"))
-    library = tvm.compile(tvm.IRModule(functions), target=tvm.target.Target(attributes("s32").tvm_target()))
+    with tvm.transform.PassContext(opt_level=3, disabled_pass=list(Library.skipped_passes)):
+        library = tvm.compile(tvm.IRModule(functions), target=tvm.target.Target(attributes("s32").tvm_target()))
     library.export_library(str(folder / "tiles.so"), fcompile=link)
     (folder / "tiles.json").write_text(json.dumps(listed))
 

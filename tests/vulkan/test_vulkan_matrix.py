@@ -23,12 +23,12 @@ from mlcrt.targets.vulkan.tiles import KindLibrary, machine, matrix_tiles
 
 SMALL = MatrixTiles(32, 64, 32, 16, 32)
 CASES = [
-    ("q4f16_1", {"norm_eps": 1e-5, "gate": "silu"}, MatrixTiles(64, 64, 32, 32, 32)),
+    ("q4f16_1", {"norm_eps": 1e-5, "gate": "silu"}, SMALL),
     ("q4f16_1", {"residual": True}, SMALL),
-    ("q4f16_asym", {"bias": True, "norm_eps": 1e-6}, MatrixTiles(64, 64, 32, 32, 32, double=False)),
+    ("q4f16_asym", {"bias": True, "norm_eps": 1e-6}, MatrixTiles(32, 64, 32, 16, 32, double=False)),
     ("q8f16_1", {"gate": "gelu_tanh"}, MatrixTiles(32, 64, 32, 16, 32, shape=(16, 8, 16))),
     ("q3f16_1", {}, MatrixTiles(32, 64, 32, 16, 32, double=False, shape=(8, 16, 16))),
-    ("q0f16", {"bias": True, "residual": True}, SMALL),
+    ("q0f16", {"bias": True, "residual": True}, MatrixTiles(128, 128, 64, 64, 64, double=False)),
 ]
 _IDS = [f"{scheme}-{'-'.join(switches) or 'plain'}" for scheme, switches, _ in CASES]
 TOKENS, UNITS, COLUMNS = 43, 80, 96
@@ -36,8 +36,8 @@ TOKENS, UNITS, COLUMNS = 43, 80, 96
 
 def build(scheme: str, switches: dict, tiles: MatrixTiles, variant: str):
     rows = 2 * UNITS if switches.get("gate") else UNITS
-    op = Linear(SCHEMES[scheme].row_major(), rows, COLUMNS, None, **switches)
-    assert matrix.suits(op) and COLUMNS % tiles.depth == 0
+    op = Linear(SCHEMES[scheme].row_major(), rows, 3 * tiles.depth, None, **switches)
+    assert matrix.suits(op)
     function = matrix.linear(op, tiles, machine(Variant(variant)))
     return op, tvm.IRModule({"linear": function.with_attr("global_symbol", "linear")})
 
@@ -75,8 +75,10 @@ def loops(monkeypatch):
     stand_in(monkeypatch, matrix, "_Product", sums, lambda p: p.tiles.subgroup_tokens // p.tiles.shape[0])
 
 
-@pytest.mark.parametrize(("scheme", "switches", "tiles"), CASES, ids=_IDS)
+# a device without matrices compiles the last one's loops for long
+@pytest.mark.parametrize(("scheme", "switches", "tiles"), CASES[:-1], ids=_IDS[:-1])
 def test_against_numpy(vulkan, loops, run_kernel, scheme, switches, tiles):
+    assert 3 * tiles.depth == COLUMNS
     op, module = build(scheme, switches, tiles, f"s{LANES}")
     rng = np.random.default_rng(5)
     parts, weight = random_weight(rng, op.scheme, op.rows, COLUMNS)
@@ -106,15 +108,9 @@ def test_against_numpy(vulkan, loops, run_kernel, scheme, switches, tiles):
     assert np.abs(got - expected).max() <= (1e-2 if op.gate else 4e-3) * np.sqrt((expected**2).mean())
 
 
-ATTENTIONS = [
-    (Attention(4, 2, 32, None, "float16", 0.2), (4, 16, 16), 0),
-    (Attention(3, 1, 48, None, "float16", 0.2, window=20, softcap=3.0), (8, 16, 16), 37),
-]
-
-
-@pytest.mark.parametrize(("op", "shape", "position"), ATTENTIONS, ids=["plain", "window-softcap"])
-def test_attention_against_numpy(vulkan, monkeypatch, run_kernel, op, shape, position):
-    """Scores of 70 tokens after `position` others: several steps, subgroups with few tokens, masks inside a step."""
+def test_attention_against_numpy(vulkan, monkeypatch, run_kernel):
+    """70 tokens after 37 others: several steps, subgroups with few tokens, masks inside a step, two lanes to a row."""
+    op, position, shape = Attention(4, 2, 48, None, "float16", 0.2, window=50, softcap=3.0), 37, (4, 16, 16)
     stand_in(monkeypatch, flash, "_Flash", lambda f: f.steps + 3, lambda f: f.steps + 1)
     function = flash.attention(op, shape, machine(Variant(f"s{LANES}")))
     tokens, blocks, rng = 70, 9, np.random.default_rng(3)
