@@ -145,7 +145,7 @@ class Engine(LoadedModel):
         self._prefill, self._score = library["prefill"], library["score"]
         self._decode = runtime.step(library["decode"], self._state_bundle, self._params)
         self._drawing, self._draw = [], None
-        if self._entry.get("draws"):
+        if self._entry.get("draws") is True:
             self._allocate_drawing(library)
         self.tokens: list[int] = []
 
