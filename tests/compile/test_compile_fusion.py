@@ -268,3 +268,28 @@ def test_residual_rule():
     assert unchanged(rule, [before], lambda b: op.add(before, before))
     assert unchanged(rule, [X, W, before], lambda b: op.subtract(before, b.emit(linear(X, W))))
     assert unchanged(rule, [X, W, before], lambda b: op.add(before, b.emit(linear(X, W, residual=before))))
+
+
+def test_results_are_handed_on_packed_where_the_next_product_takes_them_so():
+    """gate_up → down and attention → o of one token on tensor-core targets; nothing in prefill."""
+    cuda = all_targets()["cuda"]
+    library = cuda.library(cuda.attributes("sm_90"), "float16")
+    mod, _ = build_module(decoder_config(CONFIG), lambda _: SCHEMES["q4f16_1"], library.kv_shapes, library.kv_dtype)
+    for name, phase in phases(library):
+        mod = phase(mod)
+        if name == "pack-activations":
+            break
+    found: dict = {}
+    for entry in ENTRIES:
+
+        def visit(expr, entry=entry):
+            if ops.name_of(expr) in ("linear", "rope_attention"):
+                for key in {"packed_in", "packed_out"} & set(ops.attributes(expr)):
+                    found.setdefault((entry, key), []).append(expr)
+
+        relax.analysis.post_order_visit(mod[entry], visit)
+    assert set(found) == {("decode", "packed_in"), ("decode", "packed_out")}
+    takers, makers = found["decode", "packed_in"], found["decode", "packed_out"]
+    assert len(takers) == len(makers) == 2 * LAYERS
+    assert all(str(taker.args[0].ty.dtype) == "float16" for taker in takers)
+    assert counts(mod, "decode")["linear"] == LINEARS and counts(mod, "decode")["rope_attention"] == LAYERS
