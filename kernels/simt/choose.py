@@ -60,8 +60,9 @@ def choose(vocab: int, machine: Machine, name: str = "choose"):
                         bit = tirx.bitwise_and(tirx.shift_right(word, tirx.floormod(at, 32)), T.int32(1))
                         allowed.set(bit)
                     with T.If(allowed.get() == 0):
-                        with T.Then():  # as bits: fast math knows no infinity
-                            T.buffer_store(logits, tirx.reinterpret("float32", T.int32(_MINUS_INFINITY)), [row, at])
+                        with T.Then():  # as bits: fast math knows no infinity; in a variable: CUDA wants its address
+                            bits = Register(T.int32(_MINUS_INFINITY), "int32")
+                            T.buffer_store(logits, tirx.reinterpret("float32", bits.get()), [row, at])
                         with T.Else():
                             value = T.bind(T.BufferLoad(logits, [row, at]))
                             with T.If(value > peak.get()), T.Then():

@@ -28,5 +28,5 @@ def library(tmp_path_factory) -> tuple[Path, Path]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fatbin, "compile_source", keep)
-        dist = compile_model(model, "q4f16_1", "cuda:sm_80,sm_90", dist_root=root, slots=0)
+        dist = compile_model(model, "q4f16_1", "cuda:sm_80,sm_90", dist_root=root, slots=2)
     return dist, dist / "cuda" / "lib.so"
