@@ -231,11 +231,11 @@ def test_compile_and_convert(calls, capsys):
     line = "compile m --quantization q8f16_1 --target cpu,rocm:gfx1100 --output o --dump-ir d --context 99 --check"
     assert cli.main([*line.split(), "--jobs", "3"]) == 0 and capsys.readouterr() == ("dist/made\n", "working\n")
     expected = {"quantization": "q8f16_1", "targets": "cpu,rocm:gfx1100", "out": Path("o"), "dump_ir": Path("d")}
-    more = {"context": 99, "check": True, "progress": None, "jobs": 3, "table": None}
+    more = {"context": 99, "check": True, "progress": None, "jobs": 3, "table": None, "slots": None}
     assert calls.pop() == ("compile", "m", {**expected, **more})
     assert cli.main(["compile", "m"]) == 0
     nothing = {"quantization": None, "targets": "auto", "out": None, "dump_ir": None, "context": None, "check": False}
-    assert calls.pop() == ("compile", "m", {**nothing, "progress": None, "jobs": None, "table": None})
+    assert calls.pop() == ("compile", "m", {**nothing, "progress": None, "jobs": None, "table": None, "slots": None})
     assert cli.main(["convert", "m", "--quantization", "q0f32", "--output", "o"]) == 0
     assert calls.pop() == ("convert", "m", {"quantization": "q0f32", "out": Path("o")})
 

@@ -21,6 +21,7 @@ def compile_twin(folder: Path, dump: Path | None = None):
     dist = open_dist(folder)
     arch = metal.attributes()
     library = metal.library(arch, arch.kv_dtype(float_kind(dist)))
+    library.batch = dist.manifest["targets"]["metal"]["batch"]
     schemes = dist.manifest["schemes"]
     executable, _, _ = compile_decoder(
         dist.config, lambda p: SCHEMES[schemes[p]].row_major(), msl.twin(), library, dump

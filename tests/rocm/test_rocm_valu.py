@@ -310,12 +310,25 @@ def test_dual_issue_reads_before_it_writes():
         machine.run("v_dual_frobnicate v4, v5 :: v_dual_mov_b32 v5, v4")
 
 
+def test_unsigned_integers_saturate_with_clamp():
+    draw = np.random.default_rng(5)
+    a, b = (draw.integers(0, 2**32, 32, np.uint64) for _ in range(2))
+    a[:4], b[:4] = [0, 5, 2**32 - 1, 7], [39, 5, 1, 2**32 - 1]
+    machine = Machine(1)
+    machine.set_v(1, a.astype(np.uint32))
+    machine.set_v(2, b.astype(np.uint32))
+    expected = {"add": np.minimum(a + b, 2**32 - 1), "sub": a - np.minimum(a, b), "subrev": b - np.minimum(a, b)}
+    for name, values in expected.items():
+        machine.run(f"v_{name}_nc_u32_e64 v0, v1, v2 clamp")
+        np.testing.assert_array_equal(machine.v(0)[0], values)
+
+
 def test_unknown_forms_stop():
     machine = Machine(1)
     machine.set_v(1, 0)
     with pytest.raises(UnknownInstruction, match="v_frobnicate_f32"):
         machine.run("v_frobnicate_f32 v0, v1")
     with pytest.raises(UnknownInstruction, match="clamp"):
-        machine.run("v_add_nc_u32_e64 v0, v1, v1 clamp")
+        machine.run("v_mul_lo_u32 v0, v1, v1 clamp")
     with pytest.raises(UnknownInstruction, match="takes 2 sources"):
         machine.run("v_add_f32 v0, v1")

@@ -249,9 +249,9 @@ def _mbcnt(waves, mask, base, first: int):
 
 
 # arithmetic --------------------------------------------------------------------------------------------------------
-_pure("v_add_nc_u32", "u32", "u32 u32", np.add)
-_pure("v_sub_nc_u32", "u32", "u32 u32", np.subtract)
-_pure("v_subrev_nc_u32", "u32", "u32 u32", lambda a, b: b - a)
+_pure("v_add_nc_u32", "u32", "u32 u32", np.add, clamped=lambda a, b: np.where(a + b < a, U32(0xFFFFFFFF), a + b))
+_pure("v_sub_nc_u32", "u32", "u32 u32", np.subtract, clamped=lambda a, b: np.where(a < b, U32(0), a - b))
+_pure("v_subrev_nc_u32", "u32", "u32 u32", lambda a, b: b - a, clamped=lambda a, b: np.where(b < a, U32(0), b - a))
 for _k in ("u16", "i16"):
     _pure(f"v_add_nc_{_k}", _k, f"{_k} {_k}", np.add)
     _pure(f"v_sub_nc_{_k}", _k, f"{_k} {_k}", np.subtract)

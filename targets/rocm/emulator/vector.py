@@ -28,7 +28,8 @@ class Entry:
     operand that the short encoding leaves out. transparent: undefined inputs give undefined outputs instead of an
     error; halves: then finer than all-or-nothing, by a function of (sources' masks, literals, arguments), see
     `_definedness`; flushes: denormal results flush when
-    the mode says so. needs_waves: function's first argument is the wave state."""
+    the mode says so. needs_waves: function's first argument is the wave state. clamped: takes its place
+    where the clamp bit is set, which makes integers saturate."""
 
     out: str
     ins: tuple[str, ...]
@@ -39,6 +40,7 @@ class Entry:
     halves: Callable | None = None
     flushes: bool = True
     needs_waves: bool = False
+    clamped: Callable | None = None
 
 
 ENTRIES: dict[str, Entry] = {}
@@ -135,6 +137,8 @@ def prepare_entry(table: Entry, instruction: Instruction, kernel: Kernel, halves
     register_set = frozenset(r for r, _ in registers)
     getters = [s.get for s in sources]
     function, mask_out, needs_waves = table.function, table.mask_out, table.needs_waves
+    if modifiers.get("clamp") and table.clamped is not None:
+        function = table.clamped
     copied = operands[0].index if table is ENTRIES["v_mov_b32"] and operands[0].kind == "s" else None
     if copied in (NULL, SCC):
         copied = None
@@ -218,7 +222,7 @@ def _finisher(table: Entry, modifiers: dict, instruction: Instruction, kernel: K
         scale = 1.0 / modifiers["div"]
     kind = table.out
     if kind not in ("f32", "f16"):
-        if clamp or scale:
+        if scale or (clamp and table.clamped is None):
             raise UnknownInstruction(
                 f"{kernel.name} line {instruction.line}: '{instruction.mnemonic}' with clamp or output scale is not "
                 f"known (`{instruction.text}`)"
