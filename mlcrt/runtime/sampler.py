@@ -24,6 +24,7 @@ from mlcrt.runtime.sampling import SamplingParams
 from mlcrt.runtime.threefry import uniform
 
 # Tokens this likely, as a share of the best one's probability, are ranked first; if that does not decide, the next.
+_REACH = 16.0  # tokens less likely than the best by more than this power of e are left out of most draws
 _LEVELS = (2.0**-4, 2.0**-7, 2.0**-10, 2.0**-13, 2.0**-16, 0.0)
 
 
@@ -114,6 +115,24 @@ class Sampler:
 
     def _draw(self, logits: np.ndarray, top: np.float32, draw: float) -> int:
         """The token for `draw`, uniform in [0, 1), from logits [vocab] whose largest is `top`."""
+        token = self._draw_from_few(logits, top, draw)
+        return self._draw_from_all(logits, top, draw) if token is None else token
+
+    def _draw_from_few(self, logits: np.ndarray, top: np.float32, draw: float) -> int | None:
+        """The same by the likeliest tokens alone, where the rest could change nothing, whatever its weight is."""
+        few = logits[logits >= top - np.float32(max(self.params.temperature, 1e-30) * _REACH)]
+        if few.size > self.vocab // 2:
+            return None
+        rising = np.sort(few)
+        mass = self._mass(rising, top)
+        total, lost = float(mass[-1]), (self.vocab - few.size) * math.exp(-_REACH)
+        low, high = total * (1 - 1e-12), (total + lost) * (1 + 1e-12)  # sums in another order differ by rounding
+        place = self._place(rising, mass, low, top, draw)
+        if place is None or place != self._place(rising, mass, high, top, draw):
+            return None
+        return self._token_at(logits, rising, place)
+
+    def _draw_from_all(self, logits: np.ndarray, top: np.float32, draw: float) -> int:
         likely = self._weights(logits, top, self._likely)
         total = float(likely.sum(dtype=np.float64))
         enough = total * (self.params.top_p if self.params.top_p < 1.0 else draw)
@@ -122,18 +141,28 @@ class Sampler:
             if level and not self.params.top_k and float((likely * keep).sum(dtype=np.float64)) < enough:
                 continue  # not worth ranking: neither the cut of top-p nor the draw is in it
             rising = np.sort(logits if keep.all() else logits[keep])
-            place = self._place(rising, total, top, draw)
+            place = self._place(rising, self._mass(rising, top), total, top, draw)
             if place is not None:
-                value = rising[-1 - place]
-                return int(np.flatnonzero(logits == value)[place - _at_least(rising, value, False)])
+                return self._token_at(logits, rising, place)
         raise AssertionError("the last level has every token")
 
-    def _place(self, rising: np.ndarray, total: float, top: np.float32, draw: float) -> int | None:
+    @staticmethod
+    def _token_at(logits: np.ndarray, rising: np.ndarray, place: int) -> int:
+        """The token of a rank; equal logits are in the order of their tokens."""
+        value = rising[-1 - place]
+        before = place - _at_least(rising, value, False)
+        same = logits == value
+        return int(np.flatnonzero(same)[before] if before else same.argmax())
+
+    def _mass(self, rising: np.ndarray, top: np.float32) -> np.ndarray:
+        """Running sums of the weights of sorted logits, the largest first."""
+        return np.cumsum(self._weights(rising, top)[::-1], dtype=np.float64)
+
+    def _place(self, rising: np.ndarray, mass: np.ndarray, total: float, top: np.float32, draw: float) -> int | None:
         """The rank that is drawn; None if these logits, the largest of all, do not decide it. `rising` is sorted,
-        `total` the weight of the whole vocabulary."""
+        `mass` as `_mass` gives it, `total` the weight of the whole vocabulary."""
         params, count = self.params, rising.size
         whole, limited = count == self.vocab, 0 < params.top_k < self.vocab
-        mass = np.cumsum(self._weights(rising, top)[::-1], dtype=np.float64)
         end, most = count, total  # of the kept ranks; the weight that top_p is a share of
 
         def behind(rank: int) -> int:

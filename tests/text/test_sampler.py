@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlcrt.errors import MlcrtError, UsageError
+from mlcrt.runtime import sampler
 from mlcrt.runtime.sampler import Sampler, logprob
 from mlcrt.runtime.sampling import SamplingParams, parse_logit_bias
 from mlcrt.runtime.threefry import threefry, uniform
@@ -133,6 +134,31 @@ def test_random_numbers_are_uniform():
     assert 0 <= numbers.min() < 0.002 and 0.998 < numbers.max() < 1
     counts = np.histogram(numbers, 40, (0, 1))[0]
     assert ((counts - 100) ** 2 / 100).sum() < limit(39)
+
+
+@pytest.mark.parametrize("reach", [1.0, 4.0, 16.0])
+@pytest.mark.parametrize(
+    "kw",
+    [{}, {"top_p": 0.9}, {"top_k": 5}, {"top_k": 40, "top_p": 0.7}, {"min_p": 0.05}, {"min_p": 1e-4, "top_p": 0.99}],
+)
+def test_leaving_out_the_unlikely_changes_no_draw(monkeypatch, kw, reach):
+    """With a short reach many draws could depend on what was left out, and are made from all tokens."""
+    draw = np.random.default_rng(3)
+    params = SamplingParams(temperature=0.8, seed=11, **kw)
+    rows = [(draw.normal(size=3000) * scale).astype(np.float32) for scale in (0.5, 4, 16, 48) for _ in range(60)]
+    rows += [np.round(row, 1) for row in rows[60:120]]  # equal logits
+    whole = Sampler(params, 3000)
+    monkeypatch.setattr(whole, "_draw_from_few", lambda *_: None)
+    expected = [whole.sample(row) for row in rows]
+    monkeypatch.setattr(sampler, "_REACH", reach)
+    short, few = Sampler(params, 3000), []
+    real = short._draw_from_few
+    monkeypatch.setattr(short, "_draw_from_few", lambda *a: few.append(real(*a)) or few[-1])
+    assert [short.sample(row) for row in rows] == expected
+    if reach == 16.0:
+        assert any(token is not None for token in few), "some draws should look at a few tokens only"
+    if reach == 1.0 and not kw:
+        assert None in few
 
 
 def test_equal_seeds_give_equal_tokens():
