@@ -81,7 +81,8 @@ def test_every_kernel_of_a_step_is_timed(fake_cuda, library, tmp_path):
     profile = json.loads(done.stdout)["profile"]
     calls = profile["calls"]
     assert profile["sum_ms"] == pytest.approx(calls * 0.01) and calls <= profile["launches"] <= 2 * calls
-    assert {"embed", "finish_step", "rope_attention"} < {row["kernel"] for row in profile["kernels"]}
+    kernels = {row["kernel"].rstrip("0123456789") for row in profile["kernels"]}  # numbered where there are several
+    assert {"embed", "finish_step", "rope_attention"} < kernels
     done = subprocess.run(command, capture_output=True, text=True, env={**found, "FAKE_CUDA_TIMES": "13"})
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert re.search("mlcrt: [a-z]+[a-z0-9_]* cannot be timed .CUDA error 719", done.stderr.splitlines()[-1])
