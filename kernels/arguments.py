@@ -95,6 +95,35 @@ def rope_append_arguments(op: Attention) -> RopeAppend:
     return RopeAppend(n, qkv, cos, sin, places.match(n), norms, k_cache, v_cache, q)
 
 
+class Choose(NamedTuple):
+    """The buffers of choose (see kernels/simd/choose.py)."""
+
+    rows: object
+    logits: object
+    masks: object
+    mask: object
+    starts: object
+    bias_tokens: object
+    biases: object
+    tokens: object
+    best: object
+
+
+def choose_arguments(vocab: int, *more: str) -> tuple[Choose, list]:
+    """Declare (logits [rows, vocab] f32, masks [k, ceil(vocab/32)] i32, mask [rows] i32, bias_starts [rows + 1] i32,
+    bias_tokens [b] i32, biases [b] f32, tokens [rows] i32, best [rows] f32), and handles with the names of `more`,
+    inside a prim_func frame."""
+    names = ("logits", "masks", "mask", "bias_starts", "bias_tokens", "biases", "tokens", "best", *more)
+    handles = [T.arg(name, T.handle()) for name in names]
+    rows, count = T.int32(), T.int32()
+    shapes = (
+        ((rows, vocab), "float32"), ((T.int32(), -(-vocab // 32)), "int32"), ((rows,), "int32"), ((rows + 1,), "int32"),
+        ((count,), "int32"), ((count,), "float32"), ((rows,), "int32"), ((rows,), "float32"),
+    )  # fmt: skip
+    buffers = [T.match_buffer(handle, *shape) for handle, shape in zip(handles[: len(shapes)], shapes, strict=True)]
+    return Choose(rows, *buffers), handles[len(shapes) :]
+
+
 def weight_arguments(scheme: Scheme, rows: int, columns: int, name: str = "w", experts: int | None = None) -> dict:
     """Declare a weight, or a stack of them, inside a prim_func frame; the buffers keyed by part."""
     stack = () if experts is None else (experts,)

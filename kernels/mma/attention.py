@@ -153,6 +153,33 @@ class Warp:
         for at in range(2 * self.tiles):
             self.weight.set(self.over_rows(self.weight.get(at), lambda a, b: a + b), at)
 
+    def join(self, index, thread, arrays: tuple, put) -> None:
+        """Join the block's WARPS warps, of which this is number `index`, through shared memory: `arrays` are peaks and
+        weights [WARPS * group] and rows [WARPS * group, head_dim]. put(head of the group, element, sum, weight, peak)
+        is emitted once per element of the result, in which sum / weight is what the warps together have found."""
+        (peaks, weights, rows), group = arrays, self.op.group
+        for tile in range(self.tiles):
+            for i in range(2):
+                g = T.bind(8 * tile + 2 * self.column + i)
+                with T.If(g < group), T.Then():
+                    at = T.bind(index * group + g)
+                    with T.If(self.row == 0), T.Then():
+                        T.buffer_store(peaks, self.peak.get(2 * tile + i), [at])
+                        T.buffer_store(weights, self.weight.get(2 * tile + i), [at])
+                    for d, place in self.results(tile, i):
+                        T.buffer_store(rows, T.BufferLoad(self.sums[tile], [place]), [at, d])
+        barrier()
+        with strided(group * self.op.head_dim, thread, 32 * WARPS) as i:
+            g, d = T.bind(tirx.floordiv(i, self.op.head_dim)), T.bind(tirx.floormod(i, self.op.head_dim))
+            held = [T.bind(T.BufferLoad(peaks, [w * group + g])) for w in range(WARPS)]
+            top = T.bind(tirx.max(tirx.max(held[0], held[1]), tirx.max(held[2], held[3])))
+            total, weight = Register(T.float32(0)), Register(T.float32(0))
+            for w in range(WARPS):
+                factor = T.bind(tirx.exp2(held[w] - top))
+                total.add(factor * T.BufferLoad(rows, [w * group + g, d]))
+                weight.add(factor * T.BufferLoad(weights, [w * group + g]))
+            put(g, d, total.get(), weight.get(), top)
+
     def results(self, tile: int, i: int):
         """(d, place in sums) of what this lane holds for query 2 * column + i of a tile."""
         for pair in range(self.op.head_dim // 16):
@@ -331,41 +358,23 @@ class _Decode:
 
     def merge(self, warp: Warp) -> None:
         """Join the block's warps; a single slice is the result, otherwise the last block joins the slices."""
-        op, threads = self.op, 32 * WARPS
-        count = max(WARPS * op.group, 4)
-        peaks, weights = shared((count,)), shared((count,))
-        rows = shared((WARPS * op.group, op.head_dim))
+        op, count = self.op, max(WARPS * self.op.group, 4)
+        arrays = shared((count,)), shared((count,)), shared((WARPS * op.group, op.head_dim))
         barrier()  # the arrays may lie where the rotated q, k and v lay
-        for tile in range(self.tiles):
-            for i in range(2):
-                g = T.bind(8 * tile + 2 * warp.column + i)
-                with T.If(g < op.group), T.Then():
-                    at = T.bind(self.index * op.group + g)
-                    with T.If(warp.row == 0), T.Then():
-                        T.buffer_store(peaks, warp.peak.get(2 * tile + i), [at])
-                        T.buffer_store(weights, warp.weight.get(2 * tile + i), [at])
-                    for d, place in warp.results(tile, i):
-                        T.buffer_store(rows, T.BufferLoad(warp.sums[tile], [place]), [at, d])
-        barrier()
         sums, stats = self.spaces
-        with strided(op.group * op.head_dim, self.thread, threads) as i:
-            g, d = T.bind(tirx.floordiv(i, op.head_dim)), T.bind(tirx.floormod(i, op.head_dim))
-            held = [T.bind(T.BufferLoad(peaks, [w * op.group + g])) for w in range(WARPS)]
-            top = T.bind(tirx.max(tirx.max(held[0], held[1]), tirx.max(held[2], held[3])))
-            total, weight = Register(T.float32(0)), Register(T.float32(0))
-            for w in range(WARPS):
-                factor = T.bind(tirx.exp2(held[w] - top))
-                total.add(factor * T.BufferLoad(rows, [w * op.group + g, d]))
-                weight.add(factor * T.BufferLoad(weights, [w * op.group + g]))
+
+        def put(g, d, total, weight, top) -> None:
             head = T.bind(self.kv_head * op.group + g)
             with T.If(self.slices == 1):
                 with T.Then():
-                    self.put(T.bind(head * op.head_dim + d), total.get() / weight.get())
+                    self.put(T.bind(head * op.head_dim + d), total / weight)
                 with T.Else():
-                    T.buffer_store(sums, total.get(), [head, self.split, d])
+                    T.buffer_store(sums, total, [head, self.split, d])
                     with T.If(d == 0), T.Then():
                         T.buffer_store(stats, top, [head, self.split, 0])
-                        T.buffer_store(stats, weight.get(), [head, self.split, 1])
+                        T.buffer_store(stats, weight, [head, self.split, 1])
+
+        warp.join(self.index, self.thread, arrays, put)
         with T.If(self.slices > 1), T.Then():
             last = T.bind(self.unit.arrive(self.kv_head, self.slices))
             with T.If(last != 0), T.Then():

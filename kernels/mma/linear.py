@@ -27,6 +27,7 @@ from mlcrt.kernels.simt.common import (
     resident,
     shared,
     strided,
+    where,
 )
 from mlcrt.kernels.simt.experts_half import Half
 from mlcrt.kernels.simt.linear import LinearKernel
@@ -121,16 +122,6 @@ def half(tiles: PrefillTiles, unit: MatrixUnit) -> Half:
     return Half(TOKENS, padded, place, prepare, product)
 
 
-@contextlib.contextmanager
-def _where(condition):
-    """Only if `condition`, which may be known already."""
-    with contextlib.ExitStack() as stack:
-        if condition is not True:
-            stack.enter_context(T.If(condition))
-            stack.enter_context(T.Then())
-        yield
-
-
 class Product:
     """The second kernel. Shared memory per stage: tokens x 64 float16, rows x 64 codes, rows x 2 scales.
 
@@ -167,7 +158,7 @@ class Product:
                 T.buffer_store(self.sums, T.float32(0), [i])
             for stage in range(self.stages - 1):
                 if stage < self.steps:
-                    with _where(stage < steps):
+                    with where(stage < steps):
                         self.fetch(stage, T.int32(stage))
                 self.unit.commit()
             with T.serial(steps) as step:

@@ -13,7 +13,7 @@ from tvm.script.ir_builder import tirx as T
 from mlcrt.kernels.arguments import BLOCK, PlaceHandles, Places, match_caches
 from mlcrt.kernels.records import Attention
 from mlcrt.kernels.simt.attention import AttentionTiles, join, visible_positions, workspace_shape
-from mlcrt.kernels.simt.common import Machine, Register, barrier, launch, local, prim_func, shared, strided
+from mlcrt.kernels.simt.common import Machine, Register, launch, local, prim_func, shared
 
 from .attention import PREFILL_TILES, WARPS, Warp, query_scale
 from .unit import MatrixUnit
@@ -211,29 +211,13 @@ class _Slice:
     def merge(self, warp: _Rows, space) -> None:
         """Join the block's warps and write one partial result per query head, its peak as simt has it."""
         op, count = self.op, max(WARPS * self.op.group, 4)
-        peaks, weights, rows = shared((count,)), shared((count,)), shared((WARPS * op.group, op.head_dim))
-        for tile in range(self.tiles):
-            for i in range(2):
-                g = T.bind(8 * tile + 2 * warp.column + i)
-                with T.If(g < op.group), T.Then():
-                    at = T.bind(self.index * op.group + g)
-                    with T.If(warp.row == 0), T.Then():
-                        T.buffer_store(peaks, warp.peak.get(2 * tile + i), [at])
-                        T.buffer_store(weights, warp.weight.get(2 * tile + i), [at])
-                    for d, place in warp.results(tile, i):
-                        T.buffer_store(rows, T.BufferLoad(warp.sums[tile], [place]), [at, d])
-        barrier()
-        with strided(op.group * op.head_dim, self.thread, 32 * WARPS) as i:
-            g, d = T.bind(tirx.floordiv(i, op.head_dim)), T.bind(tirx.floormod(i, op.head_dim))
-            held = [T.bind(T.BufferLoad(peaks, [w * op.group + g])) for w in range(WARPS)]
-            top = T.bind(tirx.max(tirx.max(held[0], held[1]), tirx.max(held[2], held[3])))
-            total, weight = Register(T.float32(0)), Register(T.float32(0))
-            for w in range(WARPS):
-                factor = T.bind(tirx.exp2(held[w] - top))
-                total.add(factor * T.BufferLoad(rows, [w * op.group + g, d]))
-                weight.add(factor * T.BufferLoad(weights, [w * op.group + g]))
+        arrays = shared((count,)), shared((count,)), shared((WARPS * op.group, op.head_dim))
+
+        def put(g, d, total, weight, top) -> None:
             head = T.bind(self.kv_head * op.group + g)
-            T.buffer_store(space, total.get(), [self.token, head, self.split, d])
+            T.buffer_store(space, total, [self.token, head, self.split, d])
             with T.If(d == 0), T.Then():
                 T.buffer_store(space, top * T.float32(_LN2), [self.token, head, self.split, op.head_dim])
-                T.buffer_store(space, weight.get(), [self.token, head, self.split, op.head_dim + 1])
+                T.buffer_store(space, weight, [self.token, head, self.split, op.head_dim + 1])
+
+        warp.join(self.index, self.thread, arrays, put)

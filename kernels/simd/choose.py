@@ -6,6 +6,8 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from mlcrt.kernels.arguments import choose_arguments
+
 from .vector import Accumulator, horizontal, horizontal_max, load, opaque, segments, splat, stack, store
 
 _LOWEST, _NONE = -3.4e38, 2**31 - 1
@@ -19,30 +21,20 @@ def choose(vocab: int, lanes: int, name: str = "choose"):
     logits of tokens whose bit in masks[mask[r]] is 0 become -inf. Then tokens[r] is the argmax (the first of equals)
     and best[r] its logit. NaN among the logits gives a token of 2**31 - 1 or loses to every number.
     """
-    words = -(-vocab // 32)
     with IRBuilder() as builder, T.prim_func(s_tir=True, private=True):
         T.func_name(name)
         T.func_attr({"tirx.noalias": True})
-        names = ("logits", "masks", "mask", "bias_starts", "bias_tokens", "biases", "tokens", "best")
-        handles = {n: T.arg(n, T.handle()) for n in names}
-        rows, count = T.int32(), T.int32()
-        logits = T.match_buffer(handles["logits"], (rows, vocab), "float32")
-        masks = T.match_buffer(handles["masks"], (T.int32(), words), "int32")
-        mask = T.match_buffer(handles["mask"], (rows,), "int32")
-        starts = T.match_buffer(handles["bias_starts"], (rows + 1,), "int32")
-        bias_tokens = T.match_buffer(handles["bias_tokens"], (count,), "int32")
-        biases = T.match_buffer(handles["biases"], (count,), "float32")
-        tokens = T.match_buffer(handles["tokens"], (rows,), "int32")
-        best = T.match_buffer(handles["best"], (rows,), "float32")
-        with T.parallel(rows) as row:
-            first, end = opaque(T.BufferLoad(starts, [row])), opaque(T.BufferLoad(starts, [row + 1]))
+        a, _ = choose_arguments(vocab)
+        with T.parallel(a.rows) as row:
+            first, end = opaque(T.BufferLoad(a.starts, [row])), opaque(T.BufferLoad(a.starts, [row + 1]))
             with T.serial(end - first) as i:
-                at = T.BufferLoad(bias_tokens, [first + i])
-                T.buffer_store(logits, T.BufferLoad(logits, [row, at]) + T.BufferLoad(biases, [first + i]), [row, at])
-            chosen = opaque(T.BufferLoad(mask, [row]))
+                at = T.BufferLoad(a.bias_tokens, [first + i])
+                raised = T.BufferLoad(a.logits, [row, at]) + T.BufferLoad(a.biases, [first + i])
+                T.buffer_store(a.logits, raised, [row, at])
+            chosen = opaque(T.BufferLoad(a.mask, [row]))
             with T.If(chosen >= 0), T.Then():
-                _strike_out(vocab, min(lanes, 32), logits, row, masks, chosen)
-            _argmax(vocab, lanes, logits, row, tokens, best)
+                _strike_out(vocab, min(lanes, 32), a.logits, row, a.masks, chosen)
+            _argmax(vocab, lanes, a.logits, row, a.tokens, a.best)
     return builder.get()
 
 

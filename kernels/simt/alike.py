@@ -7,7 +7,6 @@ those of the tokens that are not there are skipped.
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -17,7 +16,7 @@ from mlcrt.kernels import Space
 from mlcrt.kernels.records import Linear
 from mlcrt.quant.scheme import Scheme
 
-from .common import Machine, Register, block_reduce, launch, local, prim_func, subgroup_reduce
+from .common import Machine, Register, block_reduce, launch, local, prim_func, subgroup_reduce, where
 from .linear import PACKED_ORDER, PACKED_SCALE, LinearKernel, LinearTiles, _WeightStream, takes_halves
 
 TOKENS = 8  # of a tile
@@ -129,7 +128,7 @@ class _Pieces:
         together = next(v for v in (4, 2, 1) if width % v == 0 and op.columns % v == 0)
         for j in range(0, width, together):
             column = T.bind(at * width + j)
-            with _where(column < op.columns, self.total * width == op.columns and self.total % _THREADS == 0):
+            with where(column < op.columns, self.total * width == op.columns and self.total % _THREADS == 0):
                 x, weight = local((together,)), local((together,)) if k.norm is not None else None
                 index, whole = (column, 0)
                 if together > 1:
@@ -156,7 +155,7 @@ class _Pieces:
         run, piece = T.bind(tirx.floordiv(at, order.pieces)), T.bind(tirx.floormod(at, order.pieces))
         start = T.bind((piece * order.runs + run) * width)
         index, whole = (start, 0) if width == 1 else (tirx.Ramp(start, 1, width), tirx.Ramp(0, 1, width))
-        with _where(at < self.total, self.total % _THREADS == 0):
+        with where(at < self.total, self.total % _THREADS == 0):
             T.buffer_store(self.ordered, T.BufferLoad(held, [whole]), [self.token, index])
         if self.sums is None:
             return
@@ -170,15 +169,6 @@ class _Pieces:
 
 def _scale(packed: bool) -> float:
     return PACKED_SCALE if packed else 1.0
-
-
-@contextlib.contextmanager
-def _where(condition, always: bool):
-    with contextlib.ExitStack() as stack:
-        if not always:
-            stack.enter_context(T.If(condition))
-            stack.enter_context(T.Then())
-        yield
 
 
 class _Product:
@@ -215,7 +205,7 @@ class _Product:
     def each_token(self, body) -> None:
         """Emit body(token of the tile) for all, where they exist."""
         for low, high in _LEVELS:
-            with _where(self.left > low, low == 0):
+            with where(self.left > low, low == 0):
                 for t in range(low, high):
                     body(t)
 

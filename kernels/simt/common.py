@@ -82,11 +82,13 @@ def resident(blocks: int | None):
 
 
 @contextlib.contextmanager
-def unrolled(count: int):
-    """for i in range(count), unrolled by the target's compiler and not by TVM, which then has less to go through (CUDA
-    only). What is indexed by i may live in registers."""
-    with T.attr(tirx.const(0), "pragma_unroll_explicit", False), T.unroll(count) as i:
-        yield i
+def where(condition, always: bool = False):
+    """What is emitted in the block runs only if `condition`, which may be known to hold: True, or `always`."""
+    if always or condition is True:
+        yield
+    else:
+        with T.If(condition), T.Then():
+            yield
 
 
 def barrier() -> None:

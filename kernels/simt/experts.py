@@ -24,9 +24,9 @@ from .linear import (
     LinearKernel,
     LinearTiles,
     _activations,
-    _row_dots,
     _shares,
     _WeightStream,
+    multiply_items,
 )
 from .weights import Rows
 
@@ -256,14 +256,7 @@ def _gemv(k: Product, tiles: LinearTiles) -> None:
             stream.begin(rows_of(0)[1])
 
         x = k.start(tiles, thread, threads, begin)
-        with T.serial(count) as item:
-            first, rows = rows_of(item)
-            following = None if count == 1 else (item + 1 < count, rows_of(item + 1)[1])
-            dots = [x.factor * dot for dot in _row_dots(k, stream, x, rows, following)]
-            with T.If(lane == 0), T.Then():
-                for u in range(units):
-                    with T.If(first + u < op.units), T.Then():
-                        k.finish(0, first + u, dots[u * k.parts : (u + 1) * k.parts])
+        multiply_items(k, stream, x, rows_of, count, lane, units, [{}] * units)
 
 
 def moe(op: Moe, tiles: LinearTiles, machine: Machine, products: Products, name: str = "moe"):

@@ -6,14 +6,12 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from .common import shared
-from .linear import _Staged
+from .linear import PACKED_SCALE, _Staged
 
 
 class GroupedActivations(_Staged):
     """3-bit codes with packed half arithmetic: a group's 32 activations in the order that `dot32` wants, stored as
     those of _PackedActivations are. A lane takes two neighbouring groups: even and odd ones lie apart."""
-
-    SCALE = 16.0
 
     @staticmethod
     def bytes(k) -> int:
@@ -26,7 +24,7 @@ class GroupedActivations(_Staged):
         group, half = tirx.floordiv(word, 2), T.bind(tirx.floormod(word, 2))
         slot = [tirx.floormod(group, 2), T.bind(tirx.floordiv(group, 2))]
         for j, value in enumerate(values):
-            stored = tirx.Cast("float16", value * T.float32(1 / self.SCALE))
+            stored = tirx.Cast("float16", value * T.float32(1 / PACKED_SCALE))
             T.buffer_store(self.x, stored, [j // 4, *slot, j % 4 * 2 + half])
 
     def partial_dots(self, rows: list, stored: list, scales: list, word) -> list:
@@ -39,4 +37,4 @@ class GroupedActivations(_Staged):
                 dot = self.k.machine.dot32(stored[r][2 * g : 2 * g + 2], w.high(row, 2 * pair + g), x)
                 dots[g].append(T.bind(scales[r][g] * dot))
                 self.k.machine.divide()
-        return [T.float32(self.SCALE) * (one + two) for one, two in zip(*dots, strict=True)]
+        return [T.float32(PACKED_SCALE) * (one + two) for one, two in zip(*dots, strict=True)]

@@ -31,6 +31,7 @@ from .common import (
     shared,
     strided,
     subgroup_reduce,
+    where,
 )
 from .functions import activation
 from .staging import described, staged_groups, tiles_with_room
@@ -212,14 +213,20 @@ def _gemv(k: LinearKernel, tiles: LinearTiles) -> None:
             first = rows_of(0)[0]
             addends = [k.addends(T.bind(tirx.min(first + u, op.units - 1))) for u in range(units)]
         x = activations(k, thread, threads, norm)
-        with T.serial(count) as item:
-            first, rows = rows_of(item)
-            following = None if count == 1 else (item + 1 < count, rows_of(item + 1)[1])
-            dots = [x.factor * dot for dot in _row_dots(k, stream, x, rows, following)]
-            with T.If(lane == 0), T.Then():
-                for u in range(units):
-                    with T.If(first + u < op.units), T.Then():
-                        k.finish(0, first + u, dots[u * k.parts : (u + 1) * k.parts], addends[u])
+        multiply_items(k, stream, x, rows_of, count, lane, units, [{"addends": a} for a in addends])
+
+
+def multiply_items(k: LinearKernel, stream, x, rows_of, count: int, lane, units: int, finishing: list[dict]) -> None:
+    """A subgroup's share of each of the block's `count` items: dot products, then `k.finish` for each of its `units`,
+    with the keywords that `finishing` has for it. rows_of(item): (first unit, rows)."""
+    with T.serial(count) as item:
+        first, rows = rows_of(item)
+        following = None if count == 1 else (item + 1 < count, rows_of(item + 1)[1])
+        dots = [x.factor * dot for dot in _row_dots(k, stream, x, rows, following)]
+        with T.If(lane == 0), T.Then():
+            for u in range(units):
+                with T.If(first + u < k.op.units), T.Then():
+                    k.finish(0, first + u, dots[u * k.parts : (u + 1) * k.parts], **finishing[u])
 
 
 def _shares(k: LinearKernel, tiles: LinearTiles) -> tuple[int, int, int]:
@@ -297,11 +304,8 @@ class _WeightStream:
     @contextlib.contextmanager
     def inside(self, word):
         """Guard for lanes that would read beyond the row."""
-        if self.w.words % self.span == 0 and self.steps % self.depth == 0:
+        with where(word < self.w.words, self.w.words % self.span == 0 and self.steps % self.depth == 0):
             yield
-        else:
-            with T.If(word < self.w.words), T.Then():
-                yield
 
     def fetch(self, slot: int, rows: list, step, wanted) -> None:
         w, n = self.w, self.w.per_lane
@@ -386,10 +390,7 @@ class _NormAhead:
         """(turn, word) of this thread; what is emitted in the loop runs only where there is such a word."""
         for turn in range(self.turns):
             word = T.bind(turn * self.threads + self.thread)
-            with contextlib.ExitStack() as guard:
-                if (turn + 1) * self.threads > self.words:
-                    guard.enter_context(T.If(word < self.words))
-                    guard.enter_context(T.Then())
+            with where(word < self.words, (turn + 1) * self.threads <= self.words):
                 yield turn, word
 
     def values(self, turn: int) -> list:

@@ -7,8 +7,6 @@ lanes 32 x 64 of them, one of 64 lanes 64 x 64. What a lane holds of a tile is t
 
 from __future__ import annotations
 
-import contextlib
-
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
@@ -21,6 +19,7 @@ from mlcrt.kernels.simt.common import (
     prim_func,
     shared,
     strided,
+    where,
 )
 from mlcrt.kernels.simt.experts_half import Half
 from mlcrt.kernels.simt.linear import LinearKernel
@@ -65,7 +64,7 @@ def prepare(k: LinearKernel, prepared, n) -> None:
             values = local((8,), "float16")
             for j in range(8):
                 at = i * 8 + j
-                with _where(at < op.columns, op.columns % 8 == 0 and padded(op.columns) == op.columns):
+                with where(at < op.columns, op.columns % 8 == 0 and padded(op.columns) == op.columns):
                     value = k.activation_at(token, at)
                     value = value if inverse is None else value * inverse
                     T.buffer_store(values, tirx.Cast("float16", value), [j])
@@ -82,15 +81,6 @@ def prepare(k: LinearKernel, prepared, n) -> None:
 def half(fragments: Fragments) -> Half:
     """The product for the experts of many tokens."""
     return Half(TOKENS, padded, lambda column: column, prepare, lambda k, rows: Product(k, fragments, rows).emit())
-
-
-@contextlib.contextmanager
-def _where(condition, always: bool):
-    with contextlib.ExitStack() as stack:
-        if not always:
-            stack.enter_context(T.If(condition))
-            stack.enter_context(T.Then())
-        yield
 
 
 class Product:
@@ -166,7 +156,7 @@ class Product:
                 with T.If(column + i < op.columns), T.Then():
                     T.buffer_store(held, T.BufferLoad(buffer, [row, column + i]), [i])
         else:
-            with _where(column < op.columns, padded(op.columns) == op.columns):
+            with where(column < op.columns, padded(op.columns) == op.columns):
                 for i in (0, 8):
                     T.buffer_store(
                         held, T.BufferLoad(buffer, [row, tirx.Ramp(column + i, 1, 8)]), [tirx.Ramp(i, 1, 8)]

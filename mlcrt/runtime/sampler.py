@@ -23,8 +23,8 @@ from mlcrt.errors import MlcrtError, UsageError
 from mlcrt.runtime.sampling import SamplingParams
 from mlcrt.runtime.threefry import uniform
 
-# Tokens this likely, as a share of the best one's probability, are ranked first; if that does not decide, the next.
 _REACH = 16.0  # tokens less likely than the best by more than this power of e are left out of most draws
+# Tokens this likely, as a share of the best one's probability, are ranked first; if that does not decide, the next.
 _LEVELS = (2.0**-4, 2.0**-7, 2.0**-10, 2.0**-13, 2.0**-16, 0.0)
 
 
