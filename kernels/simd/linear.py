@@ -43,7 +43,7 @@ class LinearTiles:
     alike_block: int = 24
 
 
-class _Kernel:
+class LinearKernel:
     """Arguments, prologue and epilogue shared by the one-token and the many-token forms."""
 
     def __init__(self, op: Linear, tiles: LinearTiles):
@@ -162,7 +162,7 @@ def word_sums(w: Rows, lanes: int, x, x_row: list, out, out_row: list, x_place=N
             store(out, total, out_row, place(word, width), width)
 
 
-def _gemv(k: _Kernel) -> None:
+def _gemv(k: LinearKernel) -> None:
     op, tiles, w = k.op, k.tiles, k.weights
     x = T.alloc_buffer((k.padded,), "float32", scope="global")
     k.permute(0, x, [])
@@ -229,7 +229,7 @@ def _add_words(acc: Accumulator, w: Rows, row, word, width: int, x: tuple, sums:
         acc.add(scale * reduce(add, products, total))
 
 
-def _gemm(k: _Kernel) -> None:
+def _gemm(k: LinearKernel) -> None:
     op, tiles = k.op, k.tiles
     lanes, tokens = tiles.lanes, tiles.gemm_tokens
     blocks = T.bind(tirx.floordiv(k.n + tokens - 1, tokens))
@@ -262,7 +262,7 @@ def _gemm(k: _Kernel) -> None:
                         k.finish(row, unit0 + u, sums)
 
 
-def _dequantise_row(k: _Kernel, row, panel, panel_row: int) -> None:
+def _dequantise_row(k: LinearKernel, row, panel, panel_row: int) -> None:
     w = k.weights
     for start, lanes, count in segments(w.words, k.tiles.lanes):
         with T.serial(count) as i:
@@ -278,7 +278,7 @@ def _dequantise_row(k: _Kernel, row, panel, panel_row: int) -> None:
             store(panel, const(0.0, lanes), [panel_row], w.padded + start + i * lanes, lanes)
 
 
-def _gemm_alike(k: _Kernel) -> None:
+def _gemm_alike(k: LinearKernel) -> None:
     """Like one-token products side by side, sharing what is unpacked: see alike.py."""
     with T.If(k.n == 1):
         with T.Then():
@@ -287,7 +287,7 @@ def _gemm_alike(k: _Kernel) -> None:
             _tokens_alike(k)
 
 
-def _tokens_alike(k: _Kernel) -> None:
+def _tokens_alike(k: LinearKernel) -> None:
     op, tiles, w = k.op, k.tiles, k.weights
     packing = Packing(w, k.n, tiles.alike_tokens)
     with T.parallel(packing.tokens) as slot:
@@ -330,6 +330,6 @@ def linear(op: Linear, tiles: LinearTiles, name: str = "linear"):
     with IRBuilder() as builder, T.prim_func(s_tir=True, private=True):
         T.func_name(name)
         T.func_attr({"tirx.noalias": True})
-        kernel = _Kernel(op, tiles)
+        kernel = LinearKernel(op, tiles)
         (_gemv if op.tokens == 1 else _gemm_alike if op.alike else _gemm)(kernel)
     return builder.get()

@@ -15,8 +15,9 @@ EXAMPLES = """examples:
   mlcrt compile ./Llama-3.2-1B --target cpu:aarch64-linux,cpu:aarch64-macos,cpu:x86-64-v3-windows
 
 The folder is printed on stdout; `mlcrt info` tells what is in it. `mlcrt devices` lists the targets. CPU architectures
-are x86-64, x86-64-v2, x86-64-v3, x86-64-v4 and aarch64 for this machine's system, with -linux, -windows or -macos for
-another's, and native. Several targets are compiled side by side; those that succeed stay when another fails."""
+are x86-64, x86-64-v2, x86-64-v3, x86-64-v4, x86-64-v4-amx (Linux only) and aarch64 for this machine's system, with
+-linux, -windows or -macos for another's, and native. Several targets are compiled side by side; those that succeed stay
+when another fails."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,9 @@ from mlcrt.errors import UsageError
 from mlcrt.targets import host_machine
 from mlcrt.targets.platforms import DEFAULT, PLATFORMS, host_platform, host_system
 
+from .amx import tile_registers
+
+AMX = "x86-64-v4-amx"
 # Flags as Linux prints them in /proc/cpuinfo → the name LLVM gives the feature.
 _LEVELS = {
     "x86-64": {},
@@ -26,16 +29,20 @@ _LEVELS = {
         "avx512f": "avx512f", "avx512bw": "avx512bw", "avx512cd": "avx512cd", "avx512dq": "avx512dq",
         "avx512vl": "avx512vl",
     },
+    AMX: {  # no level of the ABI, but worth kernels of its own: Xeons since Sapphire Rapids, under Linux
+        "avx512_bf16": "avx512bf16", "amx_tile": "amx-tile", "amx_bf16": "amx-bf16",
+    },
 }  # fmt: skip
 # Beyond the levels: what `native` adds when the machine has it.
 _EXTRAS = {
     "avx512ifma": "avx512ifma", "avx512vbmi": "avx512vbmi", "avx512_vbmi2": "avx512vbmi2",
     "avx512_vnni": "avx512vnni", "avx512_bitalg": "avx512bitalg", "avx512_vpopcntdq": "avx512vpopcntdq",
-    "avx512_bf16": "avx512bf16", "avx512_fp16": "avx512fp16", "avx_vnni": "avxvnni", "gfni": "gfni", "vaes": "vaes",
-    "vpclmulqdq": "vpclmulqdq", "amx_tile": "amx-tile", "amx_int8": "amx-int8", "amx_bf16": "amx-bf16",
+    "avx512_fp16": "avx512fp16", "avx_vnni": "avxvnni", "gfni": "gfni", "vaes": "vaes",
+    "vpclmulqdq": "vpclmulqdq", "amx_int8": "amx-int8",
 }  # fmt: skip
 SYSTEMS = ("linux", "windows", "macos")
-NAMES = (*_LEVELS, "aarch64", "aarch64-linux", "aarch64-macos", *(f"{level}-windows" for level in _LEVELS))
+_WINDOWS = tuple(f"{level}-windows" for level in _LEVELS if level != AMX)
+NAMES = (*_LEVELS, "aarch64", "aarch64-linux", "aarch64-macos", *_WINDOWS)
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,11 @@ class CpuArch:
     lanes: int
     registers: int
     platform: str = DEFAULT
+
+    @property
+    def amx(self) -> bool:
+        """Whether there are tile registers with products of bfloat16."""
+        return "amx_bf16" in self.features
 
     @property
     def native_f16(self) -> bool:
@@ -95,6 +107,8 @@ def attributes(arch: str = "") -> CpuArch:
     if platform not in PLATFORMS:
         have = ", ".join(p.text for p in PLATFORMS.values())
         raise UsageError(f"CPU architecture '{arch}' would be for {machine} {system}: there is {have}")
+    if level == AMX and platform != DEFAULT:
+        raise UsageError(f"{AMX} is for Linux: choose x86-64-v4 for {PLATFORMS[platform].text}")
     return _arm64(platform) if machine == "aarch64" else _x86_64(level, {}, platform)
 
 
@@ -124,11 +138,9 @@ def _x86_64(level: str, extras: dict[str, str], platform: str) -> CpuArch:
         if each == level:
             break
     needed.update(extras)
-    lanes = {"x86-64-v4": 16, "x86-64-v3": 8}.get(level, 4)
-    name = _named("native" if extras else level, platform)
-    return CpuArch(
-        name, level, tuple(needed), tuple(needed.values()), lanes, 32 if lanes == 16 else 16, platform
-    )
+    name, cpu = _named("native" if extras else level, platform), level.removesuffix("-amx")
+    lanes = {"x86-64-v4": 16, "x86-64-v3": 8}.get(cpu, 4)
+    return CpuArch(name, cpu, tuple(needed), tuple(needed.values()), lanes, 32 if lanes == 16 else 16, platform)
 
 
 def _arm64(platform: str) -> CpuArch:
@@ -153,7 +165,10 @@ def _highest_level(flags: frozenset[str]) -> str:
 
 @lru_cache(maxsize=1)
 def host_flags() -> frozenset[str]:
-    """The flags line of /proc/cpuinfo, or what Windows tells; empty elsewhere (then only the base level is sure)."""
+    """The flags line of /proc/cpuinfo, or what Windows tells; empty elsewhere (then only the base level is sure).
+
+    Those of AMX are among them if this process may use it, for which it is asked here.
+    """
     if host_system() == "windows":
         import ctypes
 
@@ -161,7 +176,8 @@ def host_flags() -> frozenset[str]:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("flags"):
-                return frozenset(line.split(":", 1)[1].split())
+                flags = frozenset(line.split(":", 1)[1].split())
+                return flags if "amx_tile" in flags and tile_registers() else flags - _LEVELS[AMX].keys()
     except OSError:
         pass
     return frozenset()

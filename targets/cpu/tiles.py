@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mlcrt.kernels.amx import AmxLibrary, AmxTiles
 from mlcrt.kernels.simd import Library, Tiles
 from mlcrt.kernels.simd.attention import AttentionTiles
 from mlcrt.kernels.simd.linear import LinearTiles
@@ -28,4 +29,6 @@ def tiles(arch: CpuArch) -> Tiles:
 
 
 def library(arch: CpuArch, kv_dtype: str) -> Library:
+    if arch.amx:
+        return AmxLibrary(tiles(arch), AmxTiles(), kv_dtype)
     return Library(tiles(arch), kv_dtype)

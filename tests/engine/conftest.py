@@ -12,20 +12,20 @@ from mlcrt.compile import compile_model
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory):
-    """compiled(case, quantization, slots) → dist folder of a tiny golden model; it is shared, do not change it.
+    """compiled(case, quantization, slots, target) → dist folder of a tiny golden model; it is shared, do not change it.
 
     Without kernels for many sequences (slots 0), whose making takes as long again, unless a test is about them.
     """
     root = tmp_path_factory.mktemp("dist")
     made = {}
 
-    def make(case: str, quantization: str = "q0f32", slots: int | None = 0):
-        if (case, quantization, slots) not in made:
+    def make(case: str, quantization: str = "q0f32", slots: int | None = 0, target: str = "cpu"):
+        key = case, quantization, slots, target
+        if key not in made:
             model = tiny.make_tiny(case, root / f"models{slots}" / case)
-            made[case, quantization, slots] = compile_model(
-                model, quantization, "cpu", dist_root=root / str(slots), slots=slots
-            )
-        return made[case, quantization, slots]
+            folder = root / f"{slots}-{target.partition(':')[2]}"
+            made[key] = compile_model(model, quantization, target, dist_root=folder, slots=slots)
+        return made[key]
 
     return make
 
