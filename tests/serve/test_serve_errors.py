@@ -290,7 +290,7 @@ def send_raw(server, data: bytes) -> socket.socket:
 def test_a_client_that_leaves_frees_its_slot(dist, stream):
     import json
 
-    with running(dist, slots=1, step_s=0.01) as server:
+    with running(dist, slots=1, step_s=0.05) as server:  # 1900 tokens take 95 s
         data = json.dumps(body(max_tokens=1900, stream=stream)).encode()
         head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         head += f"Content-Length: {len(data)}\r\n\r\n"
@@ -300,7 +300,7 @@ def test_a_client_that_leaves_frees_its_slot(dist, stream):
         steps = server.scheduler.stats()["steps"]
         connection.close()
         stats = server.idle()
-        assert stats["finished"]["cancelled"] == 1 and stats["steps"] - steps < 1500, "it did not run to its limit"
+        assert stats["finished"]["cancelled"] == 1 and stats["steps"] - steps < 100
         assert post(server, json=body()).status_code == 200
 
 
