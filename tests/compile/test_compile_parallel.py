@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -24,13 +25,20 @@ def hidden(folder) -> list[str]:
     return [p.name for p in folder.rglob(".*")]
 
 
-def workers() -> list[psutil.Process]:
-    """The processes of this one that compile, those of a killed command too."""
+def workers(parent: int) -> list[psutil.Process]:
+    """The children of a process that compile; others come and go while one looks."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if "mlcrt.compile.parallel" in (process.info["cmdline"] or ()):
+    for process in psutil.process_iter(["cmdline", "ppid"]):
+        if process.info["ppid"] == parent and "mlcrt.compile.parallel" in (process.info["cmdline"] or ()):
             found.append(process)
     return found
+
+
+def ended(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def test_one_that_fails_loses_no_other(private, monkeypatch):
@@ -65,7 +73,7 @@ def test_a_worker_that_dies_and_one_that_is_broken_off(private):
 
     def progress(slot, phase, share):
         if not killed:
-            (victim,) = [w for w in workers() if w.ppid() == psutil.Process().pid][:1]
+            victim = workers(os.getpid())[0]
             victim.kill()
             killed.append(victim)
 
@@ -78,7 +86,7 @@ def test_a_worker_that_dies_and_one_that_is_broken_off(private):
         compile_model(folder, None, TWO, report=report, progress=progress)
     assert any("failed: the compiler ended with status -9" in line for line in said)
     assert snapshot(folder.parent) == before
-    assert not [w for w in workers() if w.ppid() == psutil.Process().pid]
+    assert not workers(os.getpid())
 
 
 def test_killed_from_outside(private):
@@ -90,13 +98,13 @@ def test_killed_from_outside(private):
     for line in child.stderr:
         if "lower-operators" in line:
             break
-    mine = [w for w in workers() if w.ppid() == child.pid]
+    mine = workers(child.pid)
     child.send_signal(signal.SIGKILL)
     child.wait()
     child.stderr.close()
     assert mine
     deadline = time.monotonic() + 100
-    while any(w.is_running() and w.status() != psutil.STATUS_ZOMBIE for w in mine):
+    while not all(map(ended, mine)):
         assert time.monotonic() < deadline, "a worker went on"
         time.sleep(0.1)
     assert snapshot(folder.parent) == before

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 
@@ -147,11 +146,9 @@ def test_help_has_examples_and_is_quick(capsys):
     assert cli.main(["--version"]) == 0 and capsys.readouterr().out == f"mlcrt {__version__}\n"
     # what it imports decides how long it takes, on any machine
     code = "import sys; from mlcrt import cli; cli.main(['--help']); print(sorted(sys.modules), file=sys.stderr)"
-    start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=HERE.parent.parent
     )
-    assert time.perf_counter() - start < 2  # 0.05 s when the machine is free
     heavy = {"numpy", "tvm", "tvm_ffi", "rich", "prompt_toolkit", "jinja2", "tokenizers", "huggingface_hub", "gguf"}
     assert not heavy & set(eval(done.stderr)) and "mlcrt chat" in done.stdout
 
@@ -182,18 +179,19 @@ def test_lines_from_a_pipe(dist, tmp_path, answer):
     assert "never read" not in done.stdout and "Traceback" not in done.stderr
 
 
-def test_end_of_input_ends_and_ctrl_c_exits(dist):
+def test_end_of_input_ends_and_ctrl_c_exits(dist, tmp_path):
     done = process("chat", dist, *GREEDY, stdin="Hi\\")
     assert done.returncode == 0 and done.stdout.strip()
     import signal
 
+    dist = make_dist(tmp_path / "endless", ends=0)
     running = subprocess.Popen(
         [sys.executable, str(HERE / "toy_main.py"), "chat", str(dist), "--prompt", "q"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "TOY_DELAY": "0.2"},
     )  # fmt: skip
     assert running.stdout.read(1)
     running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=20)
+    out, err = running.communicate(timeout=60)
     assert running.returncode == 130 and err == b"" and out.endswith(b"\n")
     # lines from a pipe are a program, and Ctrl-C ends all of it
     running = subprocess.Popen(
@@ -204,7 +202,7 @@ def test_end_of_input_ends_and_ctrl_c_exits(dist):
     running.stdin.flush()
     assert running.stdout.read(1)
     running.send_signal(signal.SIGINT)
-    assert running.communicate(timeout=20)[1] == b"" and running.returncode == 130
+    assert running.communicate(timeout=60)[1] == b"" and running.returncode == 130
 
 
 # -- verbs that call the compiler

@@ -195,14 +195,16 @@ def test_accuracy_is_the_share_of_right_letters(parts, tmp_path, dist, capsys):
 def test_bench_counts_what_it_ran(dist, monkeypatch, capsys):
     monkeypatch.setattr(machine, "read_bandwidth", lambda: 1e10)
     monkeypatch.setenv("TOY_DELAY", "0.002")
+    start = time.perf_counter()
     assert cli.main(["bench", str(dist), "-p", "50", "-n", "10", "--repeat", "3", "--json"]) == 0
+    took = time.perf_counter() - start
     result = json.loads(capsys.readouterr().out)
     step = result["decode_ms_per_token"]
-    assert 2 <= step["min"] <= step["median"] <= step["p95"] < 100
-    assert 10 < result["decode_tokens_per_s"] <= 500 and result["decode_tokens_per_s"] <= 1e3 / step["min"]
+    assert 2 <= step["min"] <= step["median"] <= step["p95"] < 1e3 * took
+    assert 10 / took < result["decode_tokens_per_s"] <= 500 and result["decode_tokens_per_s"] <= 1e3 / step["min"]
     speed = result["prefill_tokens_per_s"]
     assert 0 < speed["min"] <= speed["median"] <= speed["max"]
-    assert 0 < result["load_s"] < result["first_token_s"] < 5
+    assert 0 < result["load_s"] < result["first_token_s"] < took
     assert result["floor_ms_per_token"] == pytest.approx(result["bytes_per_token"] / 1e10 * 1e3)
     assert result["floor_share"] == pytest.approx(result["floor_ms_per_token"] / step["median"])
     assert result["peak_memory"] > 1e7 and result["memory"]["kv"] == 60 * 256 and result["machine"]["cores"] >= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -11,6 +12,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from served import running  # noqa: E402
 from toy_dist import make_dist  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def loggers():
+    """`mlcrt serve`, called in this process, directs the server's log to a stderr that is gone after the test."""
+    named = [logging.getLogger(name) for name in ("mlcrt.serve", "uvicorn")]
+    before = [(log.handlers, log.propagate, log.level) for log in named]
+    yield
+    for log, (handlers, propagate, level) in zip(named, before, strict=True):
+        log.handlers, log.propagate = handlers, propagate
+        log.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -316,7 +316,7 @@ def server(command: list[str], log: str | None):
             stdout=open(log, "w") if log else subprocess.DEVNULL,  # noqa: SIM115
         )
         yield process, int(found[1])
-        drain.wait(5)
+        drain.wait(60)
     finally:
         process.kill()
         process.wait()

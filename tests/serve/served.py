@@ -42,10 +42,10 @@ class Running:
 
     def client(self, **more) -> openai.OpenAI:
         return openai.OpenAI(
-            **{"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0, "timeout": 30, **more}
+            **{"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0, "timeout": 60, **more}
         )
 
-    def idle(self, seconds: float = 10.0) -> dict:
+    def idle(self, seconds: float = 60.0) -> dict:
         """The scheduler's stats once nothing runs or waits; fails if that does not come."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -57,7 +57,8 @@ class Running:
 
     def stop(self) -> None:
         self.server.should_exit = True
-        self._thread.join(10)
+        self._thread.join(60)
+        assert not self._thread.is_alive(), "the server did not end"
 
 
 @contextlib.contextmanager

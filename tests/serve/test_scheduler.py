@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -19,20 +20,24 @@ from mlcrt.serve.scheduler import BatchScheduler
 
 VOCAB = 50
 GREEDY = SamplingParams(temperature=0.0)
-WAIT = 20  # seconds: far more than anything here takes
+WAIT = 60  # seconds: far more than anything here takes
 
 
 class Client:
-    """Collects the events of one request."""
+    """Collects the events of one request. `held_after_first`: an engine that waits once the first has come, so that
+    the request is under way for as long as the test wants it to be."""
 
-    def __init__(self):
+    def __init__(self, held_after_first=None):
         self.events = []
         self.over = threading.Event()
         self.first = threading.Event()
+        self.hold = held_after_first
 
     def __call__(self, event):
         assert not self.over.is_set(), "an event after the last"
         self.events.append(event)
+        if self.hold is not None and not self.first.is_set():
+            self.hold.held.clear()
         self.first.set()
         if event.finish_reason is not None:
             self.over.set()
@@ -66,10 +71,18 @@ def request(prompt, max_tokens=8, **more):
     return GenerationRequest(prompt, more.pop("sampling", GREEDY), max_tokens, **more)
 
 
-def start(scheduler, *args, **more):
-    client = Client()
+def start(scheduler, *args, held_after_first=None, **more):
+    client = Client(held_after_first)
     client.handle = scheduler.submit(request(*args, **more), client)
     return client
+
+
+def running(scheduler, count):
+    """Wait until so many run."""
+    end = time.monotonic() + WAIT
+    while scheduler.stats()["running"] < count:
+        assert time.monotonic() < end, "they were not admitted"
+        time.sleep(0.001)
 
 
 # --- answers ---
@@ -78,7 +91,9 @@ def start(scheduler, *args, **more):
 def test_answers_are_those_of_one_after_the_other():
     prompts = [[i, *range(1, 2 + 3 * i)] for i in range(1, 11)]
     with serving() as (scheduler, engine):
+        engine.held.clear()
         clients = [start(scheduler, p, 5 + i) for i, p in enumerate(prompts)]
+        engine.held.set()
         for i, (client, prompt) in enumerate(zip(clients, prompts, strict=True)):
             assert client.wait().tokens == expected(prompt, 5 + i, VOCAB)
             assert client.reason == "length"
@@ -199,9 +214,11 @@ def test_embeddings_are_the_mean_of_hidden_states():
 def test_a_long_prompt_does_not_hold_up_answers():
     engine = ToyBatchEngine(context=512, chunk=32, reuse=False)
     with serving(engine, prefill_tokens=8) as (scheduler, _):
-        writer = start(scheduler, [1], 200)
+        writer = start(scheduler, [1], 200, held_after_first=engine)
         assert writer.first.wait(WAIT)
-        reader = start(scheduler, [i % VOCAB for i in range(300)], 1).wait()
+        reader = start(scheduler, [i % VOCAB for i in range(300)], 1)
+        engine.held.set()
+        reader.wait()
         assert reader.tokens == expected([i % VOCAB for i in range(300)], 1, VOCAB)
         writer.wait()
     both = [(prompt, decoding) for prompt, decoding in engine.log if prompt and decoding]
@@ -222,8 +239,7 @@ def test_clients_take_turns_and_priorities_come_first():
     with serving(engine) as (scheduler, _):
         engine.held.clear()
         done = start(scheduler, [9], 1)
-        while scheduler.stats()["running"] == 0:
-            pass
+        running(scheduler, 1)
         for i in range(4):
             scheduler.submit(request([1], 1, client="greedy"), note(f"greedy{i}"))
         for i in range(2):
@@ -239,9 +255,9 @@ def test_the_queue_has_a_limit_and_takes_all_or_none():
     engine = ToyBatchEngine(slots=2)
     with serving(engine, queue_limit=3) as (scheduler, _):
         engine.held.clear()
-        clients = [start(scheduler, [i], 2) for i in range(2)]
-        while scheduler.stats()["running"] < 2:
-            pass
+        clients = [Client() for _ in range(2)]
+        scheduler.submit_all([request([i], 2) for i in range(2)], clients)  # at once: a step takes those that are there
+        running(scheduler, 2)
         more = [Client() for _ in range(4)]
         with pytest.raises(QueueFull) as caught:
             scheduler.submit_all([request([9], 2)] * 4, more)
@@ -278,30 +294,33 @@ def test_samples_of_one_prompt_share_its_prefill():
 def test_who_cancels_frees_the_slot_within_one_step():
     engine = ToyBatchEngine(slots=1)
     with serving(engine) as (scheduler, _):
-        client = start(scheduler, [1], None)
+        client = start(scheduler, [1], None, held_after_first=engine)
         assert client.first.wait(WAIT)
         waiting = start(scheduler, [2], 2)
-        engine.held.clear()
         client.handle.cancel()
         client.handle.cancel()
-        before = len(engine.log)
+        assert len(engine.log) == 1
         engine.held.set()
         assert waiting.wait().tokens == expected([2], 2, VOCAB)
         assert client.wait().reason == "cancelled"
-        # at most the step under way and one that had begun, then the two of the other request
-        assert len(engine.log) - before <= 2 + 2
+        # at most one step that had begun, then the two of the other request
+        assert len(engine.log) <= 1 + 1 + 2
         client.handle.cancel()
 
 
 def test_cancelling_what_waits_and_what_is_being_read():
     engine = ToyBatchEngine(slots=1, context=600, chunk=4)
     with serving(engine) as (scheduler, _):
+        engine.held.clear()  # in the first of 125 steps that the long prompt takes
         reading = start(scheduler, [i % VOCAB for i in range(500)], 5)
         waiting = start(scheduler, [3], 5)
-        waiting.handle.cancel()
-        assert waiting.wait().reason == "cancelled" and waiting.tokens == []
-        reading.handle.cancel()
-        assert reading.wait().reason == "cancelled" and reading.tokens == []
+        running(scheduler, 1)
+        for client in (waiting, reading):
+            client.handle.cancel()
+        engine.held.set()
+        for client in (waiting, reading):
+            assert client.wait().reason == "cancelled" and client.tokens == []
+        assert sum(prompt for prompt, _ in engine.log) <= 4
         assert start(scheduler, [4], 3).wait().tokens == expected([4], 3, VOCAB)
 
 

@@ -102,11 +102,17 @@ def test_stop_strings(server, client):
         assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == (cut, "stop")
     texts, reasons, usage = collect(chat(client, stop=stop, stream=True, stream_options={"include_usage": True}))
     assert (texts, reasons) == ({0: cut}, {0: "stop"}) and 0 < usage.completion_tokens < 24
-    before = server.idle()["tokens_generated"]
-    assert chat(client, stop=stop, max_tokens=1900).choices[0].message.content == cut
-    assert server.idle()["tokens_generated"] - before < 1500, "the slot is given back, not run to the limit"
     chat(client, stop="<|im_start|>")
     assert 1 in server.scheduler.seen[-1].stop_token_ids
+
+
+def test_a_stop_string_gives_the_slot_back(dist):
+    with running(dist, step_s=0.005) as server:
+        client = server.client()
+        stop = chat(client).choices[0].message.content[10:14]
+        before = server.idle()["tokens_generated"]
+        assert chat(client, stop=stop, max_tokens=1900).choices[0].finish_reason == "stop"
+        assert server.idle()["tokens_generated"] - before < 1500, "it did not run to its limit, which takes 10 s"
 
 
 def test_the_models_own_end(tmp_path):
@@ -276,7 +282,7 @@ def test_answers_are_plain_json(server):
     import requests
 
     body = {"model": MODEL, "messages": HI, "max_tokens": 4, "stream": True}
-    answer = requests.post(f"{server.url}/v1/chat/completions", json=body, timeout=10)
+    answer = requests.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
     assert answer.headers["content-type"].startswith("text/event-stream") and answer.headers["x-request-id"]
     events = answer.text.split("\n\n")
     assert events[-1] == "" and events[-2] == "data: [DONE]"

@@ -20,10 +20,11 @@ from mlcrt.serve.settings import Settings
 MODEL = "toy"
 SECRET = "the-secret-of-the-prompt"
 HI = [{"role": "user", "content": SECRET}]
+WAIT = 60  # seconds: far more than anything here takes
 
 
 def post(server, path="/v1/chat/completions", **more):
-    return requests.post(server.url + path, timeout=20, **more)
+    return requests.post(server.url + path, timeout=WAIT, **more)
 
 
 def shape(answer, status, code, param=None):
@@ -34,6 +35,11 @@ def shape(answer, status, code, param=None):
     assert error["message"].endswith(".") and SECRET not in answer.text and "/work" not in answer.text
     assert "Traceback" not in answer.text and answer.headers["x-request-id"]
     return error
+
+
+def log_of(caplog):
+    """The server's log at its usual level. Begun before the server and left after it: by then all of it is written."""
+    return caplog.at_level(logging.INFO, "mlcrt.serve")
 
 
 def body(**more):
@@ -113,8 +119,8 @@ def test_bodies_that_are_no_json(server):
 
 def test_urls_and_methods(server):
     shape(post(server, "/v1/nothing", json={}), 404, "unknown_url")
-    shape(requests.get(server.url + "/v1/chat/completions", timeout=5), 405, "method_not_allowed")
-    shape(requests.get(server.url + f"/v1/models/{SECRET}", timeout=5), 404, "model_not_found", "model")
+    shape(requests.get(server.url + "/v1/chat/completions", timeout=WAIT), 405, "method_not_allowed")
+    shape(requests.get(server.url + f"/v1/models/{SECRET}", timeout=WAIT), 404, "model_not_found", "model")
     shape(post(server, json=body(model=SECRET)), 404, "model_not_found", "model")
 
 
@@ -153,13 +159,13 @@ def test_keys(dist):
             {"Authorization": "Bearer sk-onee"},
         ):
             for path in ("/v1/models", "/metrics", "/v1/nothing"):
-                answer = requests.get(server.url + path, headers=header, timeout=5)
+                answer = requests.get(server.url + path, headers=header, timeout=WAIT)
                 shape(answer, 401, "invalid_api_key")
                 assert answer.headers["www-authenticate"] == "Bearer" and "sk-" not in answer.text
             shape(post(server, "/tokenize", json={"text": "x"}, headers=header), 401, "invalid_api_key")
         for path in ("/health", "/", "/docs", "/openapi.json"):
-            assert requests.get(server.url + path, timeout=5).status_code == 200
-        document = requests.get(server.url + "/openapi.json", timeout=5).json()
+            assert requests.get(server.url + path, timeout=WAIT).status_code == 200
+        document = requests.get(server.url + "/openapi.json", timeout=WAIT).json()
         assert (
             document["paths"]["/v1/models"]["get"]["security"]
             and "401" in document["paths"]["/metrics"]["get"]["responses"]
@@ -193,48 +199,45 @@ def test_a_request_that_takes_too_long(dist):
 
 
 def test_an_engine_that_fails(dist, caplog):
-    with running(dist, fail_after=2) as server, caplog.at_level(logging.INFO, "mlcrt.serve"):
+    with log_of(caplog), running(dist, fail_after=2) as server:
         shape(post(server, json=body(max_tokens=9)), 500, "internal_error")
         with pytest.raises(openai.APIError) as caught:
             list(server.client().chat.completions.create(**body(max_tokens=9), stream=True))
         assert caught.value.code == "internal_error" and "toy broke" not in str(caught.value)
-        time.sleep(0.1)
     assert "the toy broke" in caplog.text and SECRET not in caplog.text
 
 
 def test_an_engine_that_has_ended(dist):
     with running(dist) as server:
-        assert requests.get(server.url + "/health", timeout=5).json() == {"status": "ok"}
+        assert requests.get(server.url + "/health", timeout=WAIT).json() == {"status": "ok"}
         server.scheduler.close()
         shape(post(server, json=body()), 503, "engine_failed")
         shape(post(server, "/v1/embeddings", json={"model": MODEL, "input": "x"}), 503, "engine_failed")
-        health = requests.get(server.url + "/health", timeout=5)
+        health = requests.get(server.url + "/health", timeout=WAIT)
         assert health.status_code == 503 and health.json() == {"status": "failed"}
 
 
 def test_a_bug_is_a_500_whose_log_says_where_but_not_what(dist, caplog, monkeypatch):
-    with running(dist) as server, caplog.at_level(logging.INFO, "mlcrt.serve"):
+    with log_of(caplog), running(dist) as server:
         monkeypatch.setattr(server.service.prompts, "render", lambda *a, **kw: int(SECRET))
         error = shape(post(server, json=body()), 500, "internal_error")
         assert "ValueError" not in error["message"]
-        time.sleep(0.05)
     assert "ValueError" in caplog.text and "service.py" in caplog.text and SECRET not in caplog.text
 
 
 def test_the_log_has_ids_and_figures_but_no_prompts(dist, caplog):
-    with running(dist) as server, caplog.at_level(logging.INFO, "mlcrt.serve"):
+    with log_of(caplog), running(dist) as server:
         answer = post(server, json=body(), headers={"x-request-id": "mine-1"})
         assert answer.headers["x-request-id"] == "mine-1"
         odd = post(server, json=body(), headers={"x-request-id": "a b\tc" + "d" * 300})
         assert re.fullmatch(r"req_[0-9a-f]{32}", odd.headers["x-request-id"])
-        requests.get(server.url + f"/{SECRET}?{SECRET}", timeout=5)
-        time.sleep(0.05)
+        requests.get(server.url + f"/{SECRET}?{SECRET}", timeout=WAIT)
     assert re.search(r"mine-1 POST /v1/chat/completions 200 \d+ms .*completion=3", caplog.text)
     assert SECRET not in caplog.text and "GET - 404" in caplog.text
 
 
 def test_prompts_are_logged_when_asked_for(dist, caplog):
-    with running(dist, Settings((MODEL,), log_prompts=True)) as server, caplog.at_level(logging.INFO, "mlcrt.serve"):
+    with log_of(caplog), running(dist, Settings((MODEL,), log_prompts=True)) as server:
         text = post(server, json=body()).json()["choices"][0]["message"]["content"]
     assert SECRET in caplog.text and text in caplog.text
 
@@ -251,18 +254,18 @@ def test_a_template_that_refuses_says_why(tmp_path):
 def test_no_cors_unless_asked_for(dist):
     origin = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
     with running(dist) as server:
-        answer = requests.options(server.url + "/v1/chat/completions", headers=origin, timeout=5)
+        answer = requests.options(server.url + "/v1/chat/completions", headers=origin, timeout=WAIT)
         assert answer.status_code == 405
         answer = post(server, json=body(), headers=origin)
         assert not [name for name in answer.headers if name.lower().startswith("access-control")]
     settings = Settings((MODEL,), cors_origins=("https://page.example",), api_keys=("k",))
     with running(dist, settings) as server:
-        answer = requests.options(server.url + "/v1/chat/completions", headers=origin, timeout=5)
+        answer = requests.options(server.url + "/v1/chat/completions", headers=origin, timeout=WAIT)
         assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == "https://page.example"
         answer = post(server, json=body(), headers=origin)
         assert answer.status_code == 401 and answer.headers["access-control-allow-origin"] == "https://page.example"
         other = {**origin, "Origin": "https://other.example"}
-        answer = requests.options(server.url + "/v1/chat/completions", headers=other, timeout=5)
+        answer = requests.options(server.url + "/v1/chat/completions", headers=other, timeout=WAIT)
         assert "access-control-allow-origin" not in answer.headers
 
 
@@ -271,14 +274,14 @@ def test_a_foreign_name_for_this_machine_is_refused(dist):
     with running(dist, Settings((MODEL,), allowed_hosts=("proxy.example",))) as server:
 
         def status(host):
-            return requests.get(server.url + "/v1/models", headers={"Host": host}, timeout=5).status_code
+            return requests.get(server.url + "/v1/models", headers={"Host": host}, timeout=WAIT).status_code
 
         assert [status(h) for h in ("evil.example", "127.0.0.1.evil.example:80", "")] == [403] * 3
         assert [status(h) for h in ("localhost:1", "127.0.0.1", "[::1]:99", "proxy.example")] == [200] * 4
 
 
 def send_raw(server, data: bytes) -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", server.port), timeout=5)
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=WAIT)
     connection.sendall(data)
     return connection
 
@@ -287,7 +290,7 @@ def send_raw(server, data: bytes) -> socket.socket:
 def test_a_client_that_leaves_frees_its_slot(dist, stream):
     import json
 
-    with running(dist, slots=1, step_s=0.01) as server:
+    with running(dist, slots=1, step_s=0.05) as server:  # 1900 tokens take 95 s
         data = json.dumps(body(max_tokens=1900, stream=stream)).encode()
         head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         head += f"Content-Length: {len(data)}\r\n\r\n"
@@ -296,7 +299,7 @@ def test_a_client_that_leaves_frees_its_slot(dist, stream):
             time.sleep(0.005)
         steps = server.scheduler.stats()["steps"]
         connection.close()
-        stats = server.idle(3)
+        stats = server.idle()
         assert stats["finished"]["cancelled"] == 1 and stats["steps"] - steps < 100
         assert post(server, json=body()).status_code == 200
 
@@ -312,17 +315,17 @@ def test_bytes_that_are_no_http_are_answered_at_once(server, data):
 
 @pytest.mark.parametrize("first", [b"", b"POST /v1/chat/comp", b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Slow"])
 def test_headers_that_do_not_end(server, monkeypatch, first):
-    monkeypatch.setattr(HttpProtocol, "header_seconds", 0.2)
+    monkeypatch.setattr(HttpProtocol, "header_seconds", 0.3)
     with send_raw(server, first) as connection:
         assert connection.recv(4096).startswith(b"HTTP/1.1 408 ") and connection.recv(4096) == b""
 
 
 def test_a_connection_may_be_kept_for_longer_than_headers_may_take(server, monkeypatch):
-    monkeypatch.setattr(HttpProtocol, "header_seconds", 0.2)
+    monkeypatch.setattr(HttpProtocol, "header_seconds", 1.0)  # the client has to begin within it
     with requests.Session() as kept:
-        for _ in range(3):
-            assert kept.get(server.url + "/health", timeout=5).status_code == 200
-            time.sleep(0.3)
+        assert kept.get(server.url + "/health", timeout=WAIT).status_code == 200
+        time.sleep(1.2)
+        assert kept.get(server.url + "/health", timeout=WAIT).status_code == 200
 
 
 def test_half_a_request_and_then_nothing(dist):
@@ -341,10 +344,10 @@ def test_half_a_request_and_then_nothing(dist):
 def test_a_client_that_waits_in_the_queue_and_leaves(dist):
     with running(dist, slots=1, queue=4, step_s=0.01) as server:
         client = server.client()
-        first = client.chat.completions.create(**body(max_tokens=1500), stream=True)
+        first = client.chat.completions.create(**body(max_tokens=1900), stream=True)  # 19 s
         with pytest.raises(openai.APITimeoutError):
-            server.client(timeout=0.3).chat.completions.create(**body(max_tokens=1500))
-        end = time.monotonic() + 5
+            server.client(timeout=0.3).chat.completions.create(**body(max_tokens=1900))
+        end = time.monotonic() + 15
         while server.scheduler.stats()["queued"] and time.monotonic() < end:
             time.sleep(0.01)
         assert server.scheduler.stats()["queued"] == 0 and server.scheduler.stats()["running"] == 1
@@ -365,20 +368,20 @@ def test_many_clients_that_come_and_go_leave_no_threads(dist):
 
 
 def test_health_docs_metrics_and_page(server):
-    assert requests.get(server.url + "/health", timeout=5).json() == {"status": "ok"}
+    assert requests.get(server.url + "/health", timeout=WAIT).json() == {"status": "ok"}
     post(server, json=body())
-    text = requests.get(server.url + "/metrics", timeout=5).text
+    text = requests.get(server.url + "/metrics", timeout=WAIT).text
     from prometheus_client.parser import text_string_to_metric_families
 
     found = {sample.name: sample for family in text_string_to_metric_families(text) for sample in family.samples}
     assert found["mlcrt_tokens_generated_total"].value >= 3 and found["mlcrt_slots"].value == 4
     assert found["mlcrt_time_to_first_token_seconds_count"].value >= 1
     assert 'path="/v1/chat/completions",status="200"' in text and "mlcrt_process_resident_memory_bytes" in text
-    docs = requests.get(server.url + "/docs", timeout=5)
+    docs = requests.get(server.url + "/docs", timeout=WAIT)
     assert "/v1/chat/completions" in docs.text and "<script" not in docs.text
     assert "http" not in re.sub(r'href="/openapi.json"|<[^>]*charset[^>]*>', "", docs.text).replace("https://", "http")
     assert "default-src 'none'" in docs.headers["content-security-policy"]
-    assert "<title>mlcrt" in requests.get(server.url + "/", timeout=5).text
+    assert "<title>mlcrt" in requests.get(server.url + "/", timeout=WAIT).text
 
 
 def test_a_server_that_is_closing(dist):
@@ -387,9 +390,9 @@ def test_a_server_that_is_closing(dist):
         stream = server.client().chat.completions.create(**body(max_tokens=20), stream=True)
         next(iter(stream))
         server.service.closing = True
-        answer = session.post(server.url + "/v1/chat/completions", json=body(), timeout=5)
+        answer = session.post(server.url + "/v1/chat/completions", json=body(), timeout=WAIT)
         shape(answer, 503, "service_unavailable")
         assert answer.headers["retry-after"]
-        health = session.get(server.url + "/health", timeout=5)
+        health = session.get(server.url + "/health", timeout=WAIT)
         assert health.status_code == 503 and health.json() == {"status": "shutting down"}
         assert list(stream)[-1].choices[0].finish_reason == "length"

@@ -101,7 +101,7 @@ class ToyBatchEngine:
         assert not self.closed and work
         assert self.thread in (None, threading.get_ident()), "two threads use the engine"
         self.thread = threading.get_ident()
-        assert self.held.wait(20)
+        assert self.held.wait(60)
         time.sleep(self.delay)
         assert len({item.slot.index for item in work}) == len(work)
         assert sum(len(item.tokens) for item in work if item.prompt) <= self.chunk

@@ -43,7 +43,10 @@ def test_the_golden_file_has_refusals_and_every_template():
 
 
 def test_todays_date():
-    assert f"Today Date: {datetime.datetime.now():%d %b %Y}" in load("llama3").render(USER)
+    before = datetime.datetime.now()
+    text = load("llama3").render(USER)
+    days = {f"Today Date: {now:%d %b %Y}" for now in (before, datetime.datetime.now())}  # two about midnight
+    assert any(day in text for day in days)
 
 
 def test_messages_are_not_changed():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import subprocess
@@ -62,13 +63,15 @@ def test_bytes_come_back(runtime, sizes, seed):
 
 
 def test_freed_memory_is_given_back(runtime):
+    gc.collect()
     before = runtime.memory()
     held = [runtime.place(np.zeros(1 << 20, np.uint8)) for _ in range(40)]
     during = runtime.memory()
     assert during["used"] - before["used"] == 40 << 20 and during["blocks"] - before["blocks"] <= 2
-    free = runtime.available_bytes()
     del held
-    assert runtime.memory()["used"] == before["used"] and runtime.available_bytes() >= free
+    after = runtime.memory()
+    assert after["used"] == before["used"] and after["blocks"] <= before["blocks"] + 1
+    assert runtime.available_bytes() > 0  # of all the machine has: other programs take and give meanwhile
 
 
 def test_a_recording_is_replayed_on_the_same_buffers(runtime):

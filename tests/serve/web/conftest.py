@@ -28,7 +28,7 @@ def server():
 
 @pytest.fixture
 def page(chromium, server):
-    """The page, open, on a desktop-sized light screen. Every server has its own port: storage is empty.
+    """The page, open, on a desktop-sized light screen. Every server has a port of its own: storage is empty.
 
     At the end nothing but the page's own addresses may have been asked for, and the console must be free of errors.
     """

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from selenium.webdriver.common.keys import Keys
 from web_browser import unavailable
-from web_server import Answer
+from web_server import WAIT_S, Answer
 
 RICH = """# Title
 
@@ -166,7 +166,7 @@ def test_keyboard_alone(page, server):
     assert page.focused() == "Message"
     page.keys(Keys.ESCAPE)
     page.idle()
-    assert page.note() == "Stopped." and answer.left.wait(10)
+    assert page.note() == "Stopped." and answer.left.wait(WAIT_S)
     page.keys(Keys.UP)  # in the empty box: edit the last message
     assert page.focused() == "Edit your message"
     page.keys(Keys.CONTROL, "a")

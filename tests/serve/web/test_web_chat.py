@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from selenium.webdriver.common.keys import Keys
-from web_server import Answer
+from web_server import WAIT_S, Answer
 
 
 def test_typing_and_streaming(page, server):
@@ -67,7 +67,7 @@ def test_stop_keeps_what_came(page, server):
     page.shows("Half an")
     page.press("Stop")
     page.idle()
-    assert answer.left.wait(10), "the server was not told that nobody listens any more"
+    assert answer.left.wait(WAIT_S), "the server was not told that nobody listens any more"
     assert page.answers == ["Half an"] and page.note() == "Stopped."
     assert page.focused() == "Message"
     page.ask("Go on")
@@ -94,7 +94,7 @@ def test_edit_and_regenerate_while_an_answer_runs(page, server):
     page.js("document.querySelector('.turn.assistant .regenerate').click()")
     page.shows("Certainly.")
     page.idle()
-    assert running.left.wait(10) and page.questions == ["Question"]
+    assert running.left.wait(WAIT_S) and page.questions == ["Question"]
     page.press("Earlier version")
     page.shows("Long")
     running = server.next(Answer("Longer", held=True))
@@ -104,7 +104,7 @@ def test_edit_and_regenerate_while_an_answer_runs(page, server):
     page.keys(" then", Keys.ENTER)
     page.until(lambda: page.questions == ["Question", "Next then"])
     page.idle()
-    assert running.left.wait(10) and page.answers == ["One.", "Certainly."]
+    assert running.left.wait(WAIT_S) and page.answers == ["One.", "Certainly."]
 
 
 def test_a_model_that_is_served_no_longer(page, server):

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from web_server import WAIT_S
 
 from mlcrt.serve import page as page_module
 from mlcrt.serve.page import CONTENT_SECURITY_POLICY, page_files, page_paths
@@ -19,7 +20,7 @@ FOLDER = Path(page_module.__file__).parent / "web"
 def fetch(server, path: str, method: str = "GET", **headers: str):
     request = urllib.request.Request(server.url.rstrip("/") + path, method=method, headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=WAIT_S) as answer:
             return answer.status, answer.headers, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.headers, error.read()

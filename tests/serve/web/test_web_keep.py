@@ -6,7 +6,7 @@ import json
 
 from selenium.webdriver.common.keys import Keys
 from web_browser import wait_for
-from web_server import Answer, ScriptedServer
+from web_server import WAIT_S, Answer, ScriptedServer
 
 
 def test_reload_keeps_everything(page, server):
@@ -34,7 +34,7 @@ def test_reload_in_the_middle_of_an_answer(page, server):
     page.reload()  # at once: what was on the screen must be there again
     assert page.questions == ["A long story"] and page.answers == ["So far so good"]
     assert page.note().startswith("The page was closed while this answer arrived.")
-    assert answer.left.wait(10)
+    assert answer.left.wait(WAIT_S)
     server.next(Answer("The end."))
     page.press("Try again")
     page.shows("The end.")
@@ -64,7 +64,7 @@ def test_killed_tab(page, server):
     page.reload()
     page.find("#list .open").click()
     page.shows("Before the crash")
-    assert answer.left.wait(10)
+    assert answer.left.wait(WAIT_S)
 
 
 def test_closed_tab_is_told_from_a_busy_one(page, server):

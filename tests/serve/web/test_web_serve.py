@@ -48,6 +48,8 @@ def test_a_conversation_with_mlcrt_serve(chromium, dist):
         page.screen()
         page.drain()
         page.open()
+        page.js("sessionStorage.clear(); localStorage.clear()")  # the port may have been another server's
+        page.open()
         page.until(lambda: page.find("#key-dialog").is_displayed(), "no key was asked for")
         page.keys("sesame")
         page.press("Use this key")

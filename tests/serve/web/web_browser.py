@@ -14,9 +14,8 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
-from web_server import ScriptedServer
+from web_server import WAIT_S, ScriptedServer
 
-WAIT_S = 20
 BUTTONS = """
     return [...document.querySelectorAll(arguments[0])].filter((button) =>
         button.checkVisibility() && (button.getAttribute('aria-label') ?? button.textContent) === arguments[1]);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from collections import deque
@@ -15,7 +16,8 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from mlcrt.serve.page import mount_page
 
-WAIT_S = 20
+WAIT_S = 60  # seconds: far more than anything here takes
+_PORTS: set[int] = set()
 
 
 @dataclass
@@ -46,6 +48,23 @@ class Answer:
         self.loop.call_soon_threadsafe(self.events.put_nowait, event)
 
 
+def new_to_the_browser(port: int) -> bool:
+    """Whether no page of this run came from this port; from now on one does. What a page stores stays with the port,
+    and the system hands out ports again."""
+    new = port not in _PORTS
+    _PORTS.add(port)
+    return new
+
+
+def listen() -> socket.socket:
+    while True:
+        listener = socket.socket()
+        listener.bind(("127.0.0.1", 0))
+        if new_to_the_browser(listener.getsockname()[1]):
+            return listener
+        listener.close()
+
+
 @dataclass
 class Refusal:
     status: int
@@ -63,10 +82,10 @@ class ScriptedServer:
         self.paths: list[str] = []
         self.key: str | None = None
         self.context, self.models = context, models
-        self.server = uvicorn.Server(
-            uvicorn.Config(self._app(), host="127.0.0.1", port=0, log_level="critical", lifespan="off")
-        )
-        self.thread = threading.Thread(target=self.server.run, daemon=True)
+        self.server = uvicorn.Server(uvicorn.Config(self._app(), log_level="critical", lifespan="off"))
+        listener = listen()
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)
 
     def __enter__(self) -> ScriptedServer:
         self.thread.start()
@@ -74,8 +93,6 @@ class ScriptedServer:
         while not self.server.started:
             assert time.monotonic() < deadline, "the test's server did not start"
             time.sleep(0.01)
-        self.port = self.server.servers[0].sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}/"
         return self
 
     def __exit__(self, *_: object) -> None:
