@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .architecture import RocmArch, attributes, missing_features
-from .device import SIDECAR, probe, runtime
+from .architecture import RocmArch, attributes, missing_features, names_device, rank
+from .device import SIDECAR, named_runtime, probe, runtime
 
 __all__ = [
     "SIDECAR",
@@ -14,7 +14,10 @@ __all__ = [
     "inspect",
     "library",
     "missing_features",
+    "named_runtime",
+    "names_device",
     "probe",
+    "rank",
     "runtime",
 ]
 

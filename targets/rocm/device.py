@@ -45,10 +45,21 @@ def probe() -> ProbeResult:
     hip = load_hip()
     if hip is None:
         return ProbeResult(False, reason="no AMD HIP runtime (libamdhip64.so) on this machine")
-    count = ctypes.c_int()
-    if hip.hipGetDeviceCount(ctypes.byref(count)) or not count.value:
+    count = _count(hip)
+    if not count:
         return ProbeResult(False, reason="the HIP runtime is there but finds no usable AMD GPU")
-    return ProbeResult(True, [_describe(hip, i) for i in range(count.value)])
+    return ProbeResult(True, [_describe(hip, i) for i in range(count)])
+
+
+def gpus() -> list[str]:
+    """The architecture of every AMD GPU of this machine, '' where HIP does not tell."""
+    hip = load_hip()
+    return [_arch(hip, i) for i in range(_count(hip))] if hip is not None else []
+
+
+def _count(hip: ctypes.CDLL) -> int:
+    count = ctypes.c_int()
+    return 0 if hip.hipGetDeviceCount(ctypes.byref(count)) else count.value
 
 
 def _describe(hip: ctypes.CDLL, index: int) -> dict:
@@ -133,3 +144,10 @@ class RocmRuntime(DeviceRuntime):
 
 def runtime(index: int = 0) -> RocmRuntime:
     return RocmRuntime(index)
+
+
+def named_runtime(where: str, features: list[str]) -> RocmRuntime:
+    """The GPU whose number `where` is; else the first that runs code for the architectures `features`."""
+    if where.isdecimal():
+        return RocmRuntime(int(where))
+    return RocmRuntime(next((i for i, arch in enumerate(gpus()) if arch in features), 0))
