@@ -8,7 +8,8 @@
     runtime(index)     → the tvm device
     names_device(text), named_runtime(text, features), rank(features) → optional: where TARGET:NUMBER is one of several
                          devices, that device, and which of two libraries is the better one
-    inspect(module)    → optional: what is known of each kernel of a built module, a dictionary each; MlcrtError refuses
+    inspect(module, report) → optional: what is known of each kernel of a built module, a dictionary each; MlcrtError
+                         refuses, report(line) warns
 
 and `all_targets()` is the only place that knows their names.
 """

@@ -141,7 +141,8 @@ def report_rows(title: str, rows: list[dict[str, Any]]) -> None:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     for i, name in enumerate(rows[0] if rows else ()):
         numbers = i and all(re.fullmatch(r"[\d.,]*( %)?", str(row[name])) for row in rows)
-        table.add_column(name.replace(" ", "\n"), no_wrap=True, justify="right" if numbers else "left", vertical="bottom")
+        side = "right" if numbers else "left"
+        table.add_column(name.replace(" ", "\n"), no_wrap=True, justify=side, vertical="bottom")
     for row in rows:
         table.add_row(*(escape(str(value)) for value in row.values()))
     console = Console(stderr=True)

@@ -34,11 +34,12 @@ def export_options(_arch: RocmArch) -> dict:
     return {"fcompile": link, "fpack_imports": _pack_imports}
 
 
-def inspect(module) -> list[dict]:
-    """One row per kernel and chip of a built module, for `mlcrt compile --report`; MlcrtError if a kernel races."""
+def inspect(module, report) -> list[dict]:
+    """One row per kernel and chip of a built module, for `mlcrt compile --report`; MlcrtError for what may not be
+    (see inspection), report(line) for what should not."""
     from .inspection import rows
 
-    return rows(module)
+    return rows(module, report)
 
 
 def _pack_imports(module, _is_system_lib, prefix: str, workspace: str) -> str:
