@@ -162,7 +162,8 @@ def _of_gpu(index: int) -> str:
         return found[index]
     have = ", ".join(f"rocm:{i} is {arch or 'unknown'}" for i, arch in enumerate(found)) or "there are none"
     raise UsageError(
-        f"there is no AMD GPU {index} on this machine that mlcrt knows ({have}); choose from {', '.join(CHIPS)}"
+        f"there is no AMD GPU {index} on this machine that mlcrt knows ({have}); to compile for another machine's, "
+        "name its architecture, as in rocm:gfx1100"
     )
 
 

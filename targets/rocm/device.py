@@ -16,6 +16,10 @@ from mlcrt.targets.native import Sidecar, load_native
 
 SIDECAR = Sidecar("mlcrt_rocm", Path(__file__).parent / "native")
 _NAMES = ("libamdhip64.so", "libamdhip64.so.7", "libamdhip64.so.6", "libamdhip64.so.5")
+_NO_GPU = (
+    "the HIP runtime is there but finds no usable AMD GPU: is there one, is its kernel driver loaded, and may this "
+    "user open /dev/kfd"
+)
 
 
 class RocmError(MlcrtError):
@@ -47,7 +51,7 @@ def probe() -> ProbeResult:
         return ProbeResult(False, reason="no AMD HIP runtime (libamdhip64.so) on this machine")
     count = _count(hip)
     if not count:
-        return ProbeResult(False, reason="the HIP runtime is there but finds no usable AMD GPU")
+        return ProbeResult(False, reason=_NO_GPU)
     return ProbeResult(True, [_describe(hip, i) for i in range(count)])
 
 
@@ -96,8 +100,7 @@ class RocmRuntime(DeviceRuntime):
             raise MlcrtError(missing)
         count = self._native("device_count")()
         if index >= count:
-            found = f"finds {count} of them" if count else "finds none"
-            raise MlcrtError(f"there is no AMD GPU {index}: the HIP runtime {found}")
+            raise MlcrtError(f"there is no AMD GPU {index}: the HIP runtime finds {count}" if count else _NO_GPU)
         super().__init__(tvm.rocm(index))
 
     @staticmethod

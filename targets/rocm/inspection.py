@@ -38,11 +38,11 @@ def rows(module, report: Callable[[str], None]) -> list[dict]:
                 f"{facts.kernel} for {facts.chip} loads {100 * (facts.weights or 0):.0f} % of its weight 16 bytes at a "
                 f"time, where {100 * WIDE_SHARE:.0f} % is the least; this is a fault of mlcrt"
             )
-        if facts.spills or facts.scratch:
-            kept = f"{facts.kernel} for {facts.chip} keeps {facts.spills} registers and {facts.scratch} bytes a thread"
+        if facts.scratch:  # scalar registers that spill to lanes of others cost next to nothing
+            kept = f"{facts.kernel} for {facts.chip} keeps {facts.scratch} bytes a thread in memory"
             if facts.weights is not None:
-                raise MlcrtError(f"{kept} in memory, on every token's way; this is a fault of mlcrt")
-            report(f"warning: {kept} in memory, which makes it slow")
+                raise MlcrtError(f"{kept} ({facts.spills} spilled registers); this is a fault of mlcrt")
+            report(f"warning: {kept} ({facts.spills} spilled registers), which makes it slow")
     return [_row(f) for f in sorted(found, key=lambda f: f.kernel)]
 
 
