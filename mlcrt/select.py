@@ -30,11 +30,13 @@ def slots_of(targets: dict[str, Any], name: str) -> list[str]:
     return [slot for slot in targets if slot.partition(":")[0] == name]
 
 
-def why_not(entry: dict, target: ModuleType) -> str | None:
-    """Why this machine cannot run a library, its devices aside, or None: 'is for …', 'was compiled for …'."""
+def why_not(entry: dict, target: ModuleType, where: str = "") -> str | None:
+    """Why this machine cannot run a library, or None: 'is for …', 'was compiled for …'. `where` names one of several
+    devices of a target that tells them apart."""
     reason = foreign(entry)
     if reason is None:
-        missing = target.missing_features(entry["features"])
+        features = entry["features"]
+        missing = target.missing_features(features, where) if where else target.missing_features(features)
         if missing:
             reason = f"was compiled for {entry['arch']} and this machine lacks {', '.join(missing)}"
     return reason
@@ -43,7 +45,8 @@ def why_not(entry: dict, target: ModuleType) -> str | None:
 def pick(dist: Dist, device: str) -> str:
     """The slot to run on `device`: auto, a target, TARGET:ARCH for that very library, or a device of a target.
 
-    Of several libraries for a target it is the one that asks most of this machine. MlcrtError if none can run here.
+    Of several libraries for a target it is the one that asks most of this machine, or what the target's `rank` puts
+    highest. MlcrtError if none can run here.
     """
     targets = dist.manifest["targets"]
     if device == "auto":
@@ -56,16 +59,17 @@ def pick(dist: Dist, device: str) -> str:
         raise MlcrtError(f"{dist.path} has no library that this machine can run (it has: {have}); run mlcrt compile")
     name, arch = parse_target(device)
     module = all_targets()[name]
-    names_device = getattr(module, "names_device", lambda _: False)
-    wanted = module.attributes(arch).name if arch and not names_device(arch) else None
-    best = _best(dist, name, module, wanted)
+    where = arch if getattr(module, "names_device", lambda _: False)(arch) else ""
+    wanted = module.attributes(arch).name if arch and not where else None
+    best = _best(dist, name, module, wanted, where)
     if best:
         return best
     slots = [s for s in slots_of(targets, name) if wanted in (None, _arch(targets[s]))]
     if not slots:
         return f"{name}:{wanted}" if wanted else name  # check_target says that it is not there
-    reasons = [f"{dist.path / targets[s]['library']} {why_not(targets[s], module)}" for s in slots]
-    raise MlcrtError(f"{'; '.join(reasons)}; compile it here with mlcrt compile --target {name}")
+    reasons = [f"{dist.path / targets[s]['library']} {why_not(targets[s], module, where)}" for s in slots]
+    chosen = f"{name}:{where}" if where else name
+    raise MlcrtError(f"{'; '.join(reasons)}; compile it here with mlcrt compile --target {chosen}")
 
 
 def has_library(dist: Dist, device: str) -> bool:
@@ -81,18 +85,18 @@ def describe_slots(dist: Dist) -> str:
     return ", ".join(_describe(slot, entry) for slot, entry in dist.manifest["targets"].items()) or "none"
 
 
-def _best(dist: Dist, name: str, module: ModuleType, arch: str | None = None) -> str | None:
-    """The runnable slot of a target whose library needs most features; a damaged entry is left to check_target."""
-    targets = dist.manifest["targets"]
+def _best(dist: Dist, name: str, module: ModuleType, arch: str | None = None, where: str = "") -> str | None:
+    """The runnable slot of a target with the best library; a damaged entry is left to check_target."""
+    targets, rank = dist.manifest["targets"], getattr(module, "rank", len)
     usable = []
     for slot in slots_of(targets, name):
         entry = targets[slot]
         if arch not in (None, _arch(entry)):
             continue
         if not isinstance(entry, dict) or not isinstance(entry.get("features"), list):
-            usable.append((-1, slot))
-        elif why_not(entry, module) is None:
-            usable.append((len(entry["features"]), slot))
+            usable.append((-1000, slot))
+        elif why_not(entry, module, where) is None:
+            usable.append((rank(entry["features"]), slot))
     return max(usable, key=lambda pair: pair[0])[1] if usable else None
 
 

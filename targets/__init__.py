@@ -6,7 +6,10 @@
     library(attrs, kv) → the kernel library with the tile numbers for that architecture
     export_options(attrs) → how TVM's export_library links the library
     runtime(index)     → the tvm device
-    inspect(module)    → optional: what is known of each kernel of a built module, a dictionary each; MlcrtError refuses
+    names_device(text), named_runtime(text, features), rank(features) → optional: where TARGET:NUMBER is one of several
+                         devices, that device, and which of two libraries is the better one
+    inspect(module, report) → optional: what is known of each kernel of a built module, a dictionary each; MlcrtError
+                         refuses, report(line) warns
 
 and `all_targets()` is the only place that knows their names.
 """

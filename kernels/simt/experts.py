@@ -9,9 +9,11 @@ More tokens: `experts_many`.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from mlcrt.kernels import Space
@@ -28,6 +30,7 @@ from .linear import (
     _WeightStream,
     multiply_items,
 )
+from .staging import described, staged_groups, tiles_with_room
 from .weights import Rows
 
 if TYPE_CHECKING:
@@ -60,11 +63,13 @@ def workspaces(op: Moe, n, products: Products | None) -> list[Space]:
 
 
 def flat(buffers: dict) -> dict:
-    """A stack of weights as one weight, expert after expert; to be declared in the kernel that uses it."""
-    return {
-        part: T.decl_buffer((b.ty.shape[0] * b.ty.shape[1], b.ty.shape[2]), str(b.ty.dtype), data=b.data)
-        for part, b in buffers.items()
-    }
+    """A stack of weights as one weight, expert after expert; to be declared in the kernel that uses it. It keeps its
+    name, by which targets know it in the machine code."""
+    made = {}
+    for part, b in buffers.items():
+        rows = T.decl_buffer((b.ty.shape[0] * b.ty.shape[1], b.ty.shape[2]), str(b.ty.dtype), data=b.data)
+        made[part] = IRBuilder.name(b.name, rows)
+    return made
 
 
 class Choice:
@@ -153,7 +158,14 @@ class _GateUp(Product):
         self.machine.follow()
         self.choice = Choice(self.a.op, self.a.logits, 0, thread, threads, weigh=False)
         begin()
+        if tiles.gemv_staged:
+            barrier()  # what is fetched to shared memory is there
         return x
+
+    @property
+    def run_pitch(self) -> int:
+        """From one expert to the next, which no block may cross."""
+        return self.each
 
     def weight_row(self, unit, part: int):
         slot = tirx.floordiv(unit, self.each)
@@ -198,6 +210,18 @@ class _Down(Product):
         op = Linear(o.down, o.hidden, self.weights.padded, 1, residual=o.residual)
         super().__init__(op, machine, 1, a.spaces[0], a.y, residual=a.residual)
 
+    @property
+    def runs(self) -> int:
+        """One for each of the chosen experts."""
+        return self.a.op.top_k
+
+    @property
+    def run_pitch(self) -> int:
+        return self.a.op.hidden
+
+    def run_starts(self, unit) -> list:
+        return [self.weights.first(slot) + unit for slot in range(self.runs)]
+
     def start(self, tiles: LinearTiles, thread, threads: int, begin):
         """The inner activations are those of the kernel in front, the choice is older."""
         self.choice = Choice(self.a.op, self.a.logits, 0, thread, threads)
@@ -238,24 +262,39 @@ def _inputs(k: Product, tiles: LinearTiles):
 
 
 def _gemv(k: Product, tiles: LinearTiles) -> None:
-    op, lanes = k.op, k.machine.subgroup
+    op, lanes, activations = k.op, k.machine.subgroup, _inputs(k, tiles).bytes(k)
+    tiles = tiles_with_room(k, tiles, activations)
     threads = tiles.gemv_subgroups * lanes
     units, count, blocks = _shares(k, tiles)
-    with launch(bx=blocks, tx=threads) as (block, thread), resident(tiles.gemv_resident):
+    with (
+        launch(bx=blocks, tx=threads) as (block, thread),
+        resident(tiles.gemv_resident),
+        contextlib.ExitStack() as stack,
+    ):
         lane, subgroup = T.bind(tirx.floormod(thread, lanes)), T.bind(tirx.floordiv(thread, lanes))
-        stream = None
+        stream = staged = None
 
         def rows_of(item):
             first = T.bind(((block + item * blocks) * tiles.gemv_subgroups + subgroup) * units)
             units_ = [T.bind(tirx.min(first + u, op.units - 1)) for u in range(units)]
-            return first, [T.bind(k.weight_row(u, p)) for u in units_ for p in range(k.parts)]
+            rows = [T.bind(k.weight_row(u, p)) for u in units_ for p in range(k.parts)]
+            if staged is not None:
+                staged.locate(rows)
+            return first, rows
 
         def begin() -> None:
-            nonlocal stream
-            stream = _WeightStream(k.weights, units * k.parts, lane, k.machine, tiles.gemv_depth, count, False)
+            nonlocal stream, staged
+            if count == 1 and k.run_pitch % (units * tiles.gemv_subgroups) == 0:
+                staged = staged_groups(k, tiles, block, units, activations)
+            stack.enter_context(described(k, tiles, staged))
+            few = staged is not None
+            stream = _WeightStream(k.weights, units * k.parts, lane, k.machine, tiles.gemv_depth, count, few)
             stream.begin(rows_of(0)[1])
+            if staged is not None:
+                staged.fetch(thread, threads)
 
         x = k.start(tiles, thread, threads, begin)
+        k.machine.divide()
         multiply_items(k, stream, x, rows_of, count, lane, units, [{}] * units)
 
 

@@ -107,6 +107,20 @@ class LinearKernel:
         """The row of the weight that gives a part of a unit."""
         return unit + part * self.op.units
 
+    @property
+    def runs(self) -> int:
+        """Runs of neighbouring rows that neighbouring units need; those of one part, or more that count as one row."""
+        return self.parts
+
+    @property
+    def run_pitch(self) -> int:
+        """Rows between the runs are multiples of it."""
+        return self.op.units
+
+    def run_starts(self, unit) -> list:
+        """The first row of every run of the units from `unit` on."""
+        return [self.weight_row(unit, p) for p in range(self.parts)]
+
     def token_blocks(self, tile: int):
         """Blocks of `tile` tokens that the many-token form takes."""
         return tirx.floordiv(self.n + tile - 1, tile)

@@ -29,12 +29,14 @@ def described(k, tiles, staged: StagedGroups | None):
 
 def tiles_with_room(k, tiles, activations: int):
     """Fewer rows at once, then smaller blocks, where that lets a block's scales fit beside `activations` bytes. Half
-    the loads in flight will do for such long rows, and addresses for more of them do not fit the registers."""
+    the loads in flight will do for such long rows, and addresses for more of them do not fit the registers; nor do, of
+    3-bit codes, the 64 activations of a load where they are not in shared memory."""
     chosen, room = tiles, tiles.gemv_staged - activations
-    per_row = _row_bytes(k)
+    per_row, least = _row_bytes(k), 4 if activations or k.op.scheme.bits != 3 else 2
     while chosen.gemv_subgroups * chosen.gemv_rows * per_row > room:
         if chosen.gemv_rows > k.parts:
-            chosen = replace(chosen, gemv_rows=chosen.gemv_rows // 2, gemv_depth=max(4, tiles.gemv_depth // 2))
+            rows = chosen.gemv_rows // 2
+            chosen = replace(chosen, gemv_rows=rows, gemv_depth=max(least, tiles.gemv_depth * rows // tiles.gemv_rows))
         elif chosen.gemv_subgroups > 2:
             chosen = replace(chosen, gemv_subgroups=chosen.gemv_subgroups // 2)
         else:
@@ -57,26 +59,27 @@ def _row_bytes(k) -> int:
 
 
 class StagedGroups:
-    """What is stored per group of `units` units from block * units on, of every part. `bytes`: of shared memory; wide:
-    whether all loads have 16 bytes."""
+    """What is stored per group of `units` units from block * units on, in `k.runs` runs of neighbouring rows. `bytes`:
+    of shared memory; wide: whether all loads have 16 bytes."""
 
     def __init__(self, k, block, units: int):
         self.k, self.w, self.first, self.units = k, k.weights, block * units, units
-        self.count = units * self.w.groups
+        self.groups = self.w.groups * k.parts // k.runs  # of a stored row
+        self.count = units * self.groups
         self.bytes = k.parts * units * _row_bytes(k)
         self.wide = all(self._width(part) * _size(part) == 16 for part in self.w.group_parts)
         self.local = {}  # rows among the staged ones by hash of the row
 
     def _width(self, part: str) -> int:
         """Values in a load."""
-        widest, total = min(16 // _size(part), self.k.machine.vector), self.k.op.units * self.w.groups
-        return next(v for v in (8, 4, 2, 1) if v <= widest and self.count % v == total % v == 0)
+        widest, apart = min(16 // _size(part), self.k.machine.vector), self.k.run_pitch * self.groups
+        return next(v for v in (8, 4, 2, 1) if v <= widest and self.count % v == apart % v == 0)
 
     def locate(self, rows: list) -> None:
         """Note where `rows` are: units one after the other, of each its parts."""
         for i, row in enumerate(rows):
             part = i % self.k.parts
-            self.local[hash(row)] = row - self.first - part * (self.k.op.units - self.units)
+            self.local[hash(row)] = row - self.k.weight_row(self.first, part) + part * self.units
 
     def fetch(self, thread, threads: int) -> None:
         """Issue the loads; a barrier has to come before the first use."""
@@ -84,12 +87,18 @@ class StagedGroups:
         held = {}
         for part in w.group_parts:
             width = self._width(part)
-            held[part] = shared((self.k.parts * self.count,), "uint32" if part == "high" else "float16")
-            for p in range(self.k.parts):
-                start = T.bind((self.first + p * op.units) * w.groups)
-                left = (op.units - self.first) * w.groups
+            held[part] = shared((self.k.runs * self.count,), "uint32" if part == "high" else "float16")
+            for r, first in enumerate(self.k.run_starts(self.first)):
+                start = T.bind(first * self.groups)
+                left = (op.units - self.first) * self.groups
                 with strided(self.count // width, thread, threads) as i, T.If(i * width < left), T.Then():
-                    at, to = start + i * width, p * self.count + i * width
+                    at, to = start + i * width, r * self.count + i * width
                     index, where = (at, to) if width == 1 else (tirx.Ramp(at, 1, width), tirx.Ramp(to, 1, width))
                     T.buffer_store(held[part], T.BufferLoad(w.buffers[part], [0, index]), [where])
-        w.grouped = lambda part, row, group: T.BufferLoad(held[part], [self.local[hash(row)] * w.groups + group])
+        w.grouped = lambda part, row, group: T.BufferLoad(held[part], [self._place(self.local[hash(row)], group)])
+
+    def _place(self, local, group):
+        if self.k.runs == self.k.parts:
+            return local * self.groups + group
+        run, group = tirx.floordiv(group, self.groups), tirx.floormod(group, self.groups)
+        return run * self.count + local * self.groups + group  # one row after another make a long one

@@ -51,12 +51,14 @@ def print_libraries(libraries: list[dict[str, Any]]) -> None:
         print("no libraries: mlcrt compile adds them")
         return
     table = Table()
-    for title in ("library", "for", "size"):
-        table.add_column(title, no_wrap=True)
+    short = all(len(f"{entry['slot']}{entry['arch']}") <= 40 for entry in libraries)
+    for title in ("library", "for"):  # a library for many GPUs has a long name
+        table.add_column(title, no_wrap=short, overflow="fold")
+    table.add_column("size", no_wrap=True)
     table.add_column("runs here")
     for entry in libraries:
         size = "" if entry["bytes"] is None else f"{entry['bytes'] / 1e3:,.0f} kB"
         here = "[green]yes[/]" if entry["runs_here"] else f"[red]no[/]: {escape(str(entry['reason']))}"
-        arch = "" if str(entry["arch"]) in entry["slot"] else f"{entry['arch']}, "
+        arch = "" if str(entry["arch"]) in entry["slot"] else f"{entry['arch']}, ".replace("+", " + ")
         table.add_row(escape(entry["slot"]), escape(f"{arch}{entry['system']}"), size, here)
     Console().print(table)

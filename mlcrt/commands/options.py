@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -131,17 +132,21 @@ def report(line: str) -> None:
 
 
 def report_rows(title: str, rows: list[dict[str, Any]]) -> None:
-    """A table with a column per key, on stderr; as wide as it has to be where stderr is no terminal."""
+    """A table with a column per key, on stderr. Nothing is cut off: where the terminal is too narrow it folds lines."""
+    from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    names = list(rows[0]) if rows else []
-    table = Table(*names, title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    for i, name in enumerate(rows[0] if rows else ()):
+        numbers = i and all(re.fullmatch(r"[\d.,]*( %)?", str(row[name])) for row in rows)
+        side = "right" if numbers else "left"
+        table.add_column(name.replace(" ", "\n"), no_wrap=True, justify=side, vertical="bottom")
     for row in rows:
-        table.add_row(*(str(row[name]) for name in names))
+        table.add_row(*(escape(str(value)) for value in row.values()))
     console = Console(stderr=True)
-    if not console.is_terminal:
-        console = Console(stderr=True, width=200)
+    console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
     console.print(table)
 
 

@@ -235,7 +235,7 @@ def _inspect(target, name: str, executable, report: Report, table: Table | None)
     """Let the target check the code it made (MlcrtError refuses it), and hand on what it says of each kernel."""
     inspect = getattr(target, "inspect", None)
     if inspect is not None:
-        rows = inspect(executable.mod)
+        rows = inspect(executable.mod, report)
         if table is not None:
             table(f"kernels for {name}", rows)
     elif table is not None:

@@ -57,7 +57,8 @@ class LoadedModel:
         return plan
 
     def _load(self, opened, target, plan) -> None:
-        runtime = target.named_runtime(self._where) if hasattr(target, "named_runtime") else target.runtime()
+        named = getattr(target, "named_runtime", None)
+        runtime = named(self._where, self._entry["features"]) if named else target.runtime()
         plan.check(runtime.available_bytes(), self.device)
         self.context = plan.context
         self._runtime, self._used_before = runtime, runtime.used_bytes()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .architecture import RocmArch, attributes, missing_features
-from .device import SIDECAR, probe, runtime
+from .architecture import RocmArch, attributes, missing_features, names_device, rank
+from .device import SIDECAR, named_runtime, probe, runtime
 
 __all__ = [
     "SIDECAR",
@@ -14,7 +14,10 @@ __all__ = [
     "inspect",
     "library",
     "missing_features",
+    "named_runtime",
+    "names_device",
     "probe",
+    "rank",
     "runtime",
 ]
 
@@ -31,11 +34,12 @@ def export_options(_arch: RocmArch) -> dict:
     return {"fcompile": link, "fpack_imports": _pack_imports}
 
 
-def inspect(module) -> list[dict]:
-    """One row per kernel and chip of a built module, for `mlcrt compile --report`; MlcrtError if a kernel races."""
+def inspect(module, report) -> list[dict]:
+    """One row per kernel and chip of a built module, for `mlcrt compile --report`; MlcrtError for what may not be
+    (see inspection), report(line) for what should not."""
     from .inspection import rows
 
-    return rows(module)
+    return rows(module, report)
 
 
 def _pack_imports(module, _is_system_lib, prefix: str, workspace: str) -> str:

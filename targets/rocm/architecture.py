@@ -74,7 +74,11 @@ class RocmArch:
     name: str
     chips: tuple[Chip, ...]
     code_object: int = CODE_OBJECT
-    features: tuple[str, ...] = ()
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The GPU has to be one of these (see missing_features)."""
+        return tuple(chip.name for chip in self.chips)
 
     @property
     def lanes(self) -> int:
@@ -110,13 +114,18 @@ def _host() -> dict:
 
 
 def attributes(arch: str = "") -> RocmArch:
-    """'' (RDNA2 to RDNA4) or architectures by name, separated by '+' or ',', and @covN for the code object version:
-    gfx1030,gfx1100@cov6."""
+    """Architectures by name, separated by '+' or ',', and @covN for the code object version: gfx1030,gfx1100@cov6.
+
+    '' is RDNA2 to RDNA4 or, where this machine has an AMD GPU that is none of these, the GPUs it has; a number is the
+    architecture of that GPU of this machine, as `mlcrt devices` counts them.
+    """
     listed, _, version = arch.partition("@")
+    if names_device(listed):
+        listed = _of_gpu(int(listed))
     if version and version not in [f"cov{v}" for v in CODE_OBJECTS]:
         known = ", ".join(f"@cov{v}" for v in CODE_OBJECTS)
         raise UsageError(f"unknown code object version '@{version}': choose from {known}")
-    names = tuple(dict.fromkeys(a for a in listed.replace("+", ",").split(",") if a)) or DEFAULT
+    names = tuple(dict.fromkeys(a for a in listed.replace("+", ",").split(",") if a)) or _usual()
     for name in names:
         if name not in CHIPS:
             raise UsageError(f"unknown ROCm architecture '{name}': choose from {', '.join(CHIPS)}")
@@ -124,5 +133,42 @@ def attributes(arch: str = "") -> RocmArch:
     return RocmArch("+".join(names) + f"@cov{code_object}", tuple(CHIPS[n] for n in names), code_object)
 
 
-def missing_features(features: list[str]) -> list[str]:
-    return []
+def names_device(where: str) -> bool:
+    """Whether what follows 'rocm:' is the number of a GPU and not a choice of architectures."""
+    return where.isdecimal()
+
+
+def missing_features(features: list[str], where: str = "") -> list[str]:
+    """What is missing to run code for the architectures `features` on the GPU with the number `where`, or on any.
+    Nothing where no GPU is found: the runtime says that better."""
+    from .device import gpus
+
+    here = [(i, arch) for i, arch in enumerate(gpus()) if where in ("", str(i)) and arch]
+    if not features or not here or any(arch in features for _, arch in here):
+        return []
+    return [f"a GPU of {' or '.join(features)} ({', '.join(f'rocm:{i} is {arch}' for i, arch in here)})"]
+
+
+def rank(features: list[str]) -> int:
+    """Of two libraries that run here the one for fewer architectures is the better: it was made for this GPU."""
+    return -len(features) if features else -len(CHIPS) - 1
+
+
+def _of_gpu(index: int) -> str:
+    from .device import gpus
+
+    found = gpus()
+    if index < len(found) and found[index] in CHIPS:
+        return found[index]
+    have = ", ".join(f"rocm:{i} is {arch or 'unknown'}" for i, arch in enumerate(found)) or "there are none"
+    raise UsageError(
+        f"there is no AMD GPU {index} on this machine that mlcrt knows ({have}); to compile for another machine's, "
+        "name its architecture, as in rocm:gfx1100"
+    )
+
+
+def _usual() -> tuple[str, ...]:
+    from .device import gpus
+
+    here = tuple(dict.fromkeys(arch for arch in gpus() if arch in CHIPS))
+    return DEFAULT if set(here) <= set(DEFAULT) else here

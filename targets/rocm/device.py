@@ -16,6 +16,10 @@ from mlcrt.targets.native import Sidecar, load_native
 
 SIDECAR = Sidecar("mlcrt_rocm", Path(__file__).parent / "native")
 _NAMES = ("libamdhip64.so", "libamdhip64.so.7", "libamdhip64.so.6", "libamdhip64.so.5")
+_NO_GPU = (
+    "the HIP runtime is there but finds no usable AMD GPU: is there one, is its kernel driver loaded, and may this "
+    "user open /dev/kfd"
+)
 
 
 class RocmError(MlcrtError):
@@ -45,10 +49,21 @@ def probe() -> ProbeResult:
     hip = load_hip()
     if hip is None:
         return ProbeResult(False, reason="no AMD HIP runtime (libamdhip64.so) on this machine")
+    count = _count(hip)
+    if not count:
+        return ProbeResult(False, reason=_NO_GPU)
+    return ProbeResult(True, [_describe(hip, i) for i in range(count)])
+
+
+def gpus() -> list[str]:
+    """The architecture of every AMD GPU of this machine, '' where HIP does not tell."""
+    hip = load_hip()
+    return [_arch(hip, i) for i in range(_count(hip))] if hip is not None else []
+
+
+def _count(hip: ctypes.CDLL) -> int:
     count = ctypes.c_int()
-    if hip.hipGetDeviceCount(ctypes.byref(count)) or not count.value:
-        return ProbeResult(False, reason="the HIP runtime is there but finds no usable AMD GPU")
-    return ProbeResult(True, [_describe(hip, i) for i in range(count.value)])
+    return 0 if hip.hipGetDeviceCount(ctypes.byref(count)) else count.value
 
 
 def _describe(hip: ctypes.CDLL, index: int) -> dict:
@@ -85,8 +100,7 @@ class RocmRuntime(DeviceRuntime):
             raise MlcrtError(missing)
         count = self._native("device_count")()
         if index >= count:
-            found = f"finds {count} of them" if count else "finds none"
-            raise MlcrtError(f"there is no AMD GPU {index}: the HIP runtime {found}")
+            raise MlcrtError(f"there is no AMD GPU {index}: the HIP runtime finds {count}" if count else _NO_GPU)
         super().__init__(tvm.rocm(index))
 
     @staticmethod
@@ -133,3 +147,10 @@ class RocmRuntime(DeviceRuntime):
 
 def runtime(index: int = 0) -> RocmRuntime:
     return RocmRuntime(index)
+
+
+def named_runtime(where: str, features: list[str]) -> RocmRuntime:
+    """The GPU whose number `where` is; else the first that runs code for the architectures `features`."""
+    if where.isdecimal():
+        return RocmRuntime(int(where))
+    return RocmRuntime(next((i for i, arch in enumerate(gpus()) if arch in features), 0))

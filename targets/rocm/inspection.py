@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mlcrt.errors import MlcrtError
 
 from .assembly import listings
@@ -10,9 +12,12 @@ from .lint import KernelFacts, examine
 WIDE_SHARE = 0.95  # of a weight's bytes, in 128-bit loads
 
 
-def rows(module) -> list[dict]:
-    """One row per kernel and chip. Raises MlcrtError for a barrier that LDS stores may cross, for a kernel that no chip
-    could start, and for one that should load its weight 16 bytes at a time and does not."""
+def rows(module, report: Callable[[str], None]) -> list[dict]:
+    """One row per kernel and chip; report(line) is told of a kernel that keeps registers in memory.
+
+    Raises MlcrtError for a barrier that LDS stores may cross, for a kernel that no chip could start, and for a product
+    of one token that keeps registers in memory or should load its weight 16 bytes at a time and does not.
+    """
     found = []
     for made in listings(module):
         for arch, text in made.texts.items():
@@ -33,6 +38,11 @@ def rows(module) -> list[dict]:
                 f"{facts.kernel} for {facts.chip} loads {100 * (facts.weights or 0):.0f} % of its weight 16 bytes at a "
                 f"time, where {100 * WIDE_SHARE:.0f} % is the least; this is a fault of mlcrt"
             )
+        if facts.scratch:  # scalar registers that spill to lanes of others cost next to nothing
+            kept = f"{facts.kernel} for {facts.chip} keeps {facts.scratch} bytes a thread in memory"
+            if facts.weights is not None:
+                raise MlcrtError(f"{kept} ({facts.spills} spilled registers); this is a fault of mlcrt")
+            report(f"warning: {kept} ({facts.spills} spilled registers), which makes it slow")
     return [_row(f) for f in sorted(found, key=lambda f: f.kernel)]
 
 

@@ -74,9 +74,10 @@ def _weight_share(code, text: str, kernel: str, bits: int) -> float | None:
     arguments = {a.offset: a.name for a in descriptors(text)[kernel].arguments}
     found = provenance.loads(code, arguments, _load_width)
     size = {"codes": 8 if bits == 3 else 4 * bits, "values": 4 * bits, "high": 4, "scales": 2, "mins": 2}  # 32 codes
+    weight = next((n for n in ("w", "gate_up", "down") if found.keys() & {f"{n}_codes", f"{n}_values"}), "w")
     total = wide = 0.0
     for part in size:
-        widths = found.get(f"w_{part}", {})
+        widths = found.get(f"{weight}_{part}", {})
         bytes_loaded = sum(width * count for width, count in widths.items())
         if bytes_loaded:
             total += size[part]

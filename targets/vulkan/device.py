@@ -28,7 +28,7 @@ def compiler_missing() -> str | None:
     return native_missing(SIDECAR)
 
 
-def missing_features(features: list[str]) -> list[str]:
+def missing_features(features: list[str], where: str = "") -> list[str]:
     """Nothing here: every kernel's needs are in the library, and loading compares them with the device."""
     return []
 
@@ -260,6 +260,6 @@ def runtime(index: int | str = "") -> VulkanRuntime:
     return VulkanRuntime(str(index))
 
 
-def named_runtime(where: str) -> VulkanRuntime:
+def named_runtime(where: str, features: list[str]) -> VulkanRuntime:
     """The device that a target such as vulkan:1 or vulkan:radeon names; kinds of kernels (vulkan:s32) name none."""
     return VulkanRuntime("" if is_kinds(where) else where)

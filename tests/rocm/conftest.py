@@ -32,7 +32,9 @@ def give_back() -> None:
     """What TVM's and the runtime's pools keep goes back to HIP."""
     import tvm_ffi
 
-    tvm_ffi.get_global_func("vm.builtin.memory_manager.clear")()
+    clear = tvm_ffi.get_global_func("vm.builtin.memory_manager.clear", allow_missing=True)
+    if clear:  # tvm was imported
+        clear()
     release = tvm_ffi.get_global_func("mlcrt.rocm.release", allow_missing=True)
     for device in range(len(DEVICES)) if release else ():
         release(device)

@@ -116,18 +116,25 @@ def test_waves_part_and_join():
     assert report.mnemonics["s_branch"] == 9 and report.mnemonics["v_mov_b32"] == 12 + 9
 
 
-@pytest.mark.parametrize(("branch", "taken"), [
-    ("s_cbranch_scc0", False), ("s_cbranch_scc1", True), ("s_cbranch_vccz", True), ("s_cbranch_vccnz", False),
-    ("s_cbranch_execz", False), ("s_cbranch_execnz", True), ("s_branch", True),
+@pytest.mark.parametrize("state", [0, 1], ids=["zero", "not zero"])
+@pytest.mark.parametrize("branch", [
+    "s_cbranch_scc0", "s_cbranch_scc1", "s_cbranch_vccz", "s_cbranch_vccnz", "s_cbranch_execz", "s_cbranch_execnz",
+    "s_branch",
 ])  # fmt: skip
-def test_branch_conditions(branch, taken):
+def test_branch_conditions(branch, state):
+    """Every condition as it holds and as it does not."""
+    register = next((r for r in ("scc", "vcc", "exec") if r in branch), None)
+    taken = register is None or state == (branch.endswith(("1", "nz")))
     out, _ = run(f"""
-	s_mov_b32 vcc_lo, 0
+	s_mov_b32 vcc_lo, {state if register == "vcc" else 0}
 	v_mov_b32_e32 v1, 1
-	s_cmp_eq_u32 s4, s4
+	s_cmp_eq_u32 {state if register == "scc" else 1}, 1
+	s_mov_b32 exec_lo, {state if register == "exec" else -1}
 	{branch} .LBB0_2
+	s_mov_b32 exec_lo, -1
 	v_mov_b32_e32 v1, 2
 .LBB0_2:
+	s_mov_b32 exec_lo, -1
 """)
     assert (out == (1 if taken else 2)).all()
 

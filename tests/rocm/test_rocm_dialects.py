@@ -226,9 +226,10 @@ def test_scalar_floats_are_the_vector_units(name):
         machine.set_s(index, w)
         machine.set_v(index, np.broadcast_to(w[:, None], (count, 32)))
     sources = list(range(10, 10 + len(words) - accumulate))
+    machine.waves.scc[:] = before = np.arange(count) % 2 == 0
     machine.run(f"{name} s0, " + ", ".join(f"s{i}" for i in sources))
     machine.run(f"{FLOAT_ROWS[name]} v0, " + ", ".join(f"v{i}" for i in sources))
-    assert same(machine.s(0), machine.v(0)[:, 0], "f32").all()
+    assert same(machine.s(0), machine.v(0)[:, 0], "f32").all() and (machine.scc == before).all()
 
 
 COMPARISONS = ("lt", "eq", "le", "gt", "lg", "ge", "o", "u", "nge", "nlg", "ngt", "nle", "neq", "nlt")
@@ -256,8 +257,11 @@ def test_scalar_64_bit_arithmetic():
         machine.set_s(2 + 2 * i, (x & np.uint64(0xFFFFFFFF)).astype(np.uint32))
         machine.set_s(3 + 2 * i, (x >> np.uint64(32)).astype(np.uint32))
     for name, wanted in (("s_add_nc_u64", a + b), ("s_sub_nc_u64", a - b), ("s_mul_u64", a * b)):
-        machine.run(f"{name} s[0:1], s[2:3], s[4:5]")
-        np.testing.assert_array_equal(machine.s64(0), wanted)
+        for flag in (False, True):
+            machine.waves.scc[:] = flag
+            machine.run(f"{name} s[0:1], s[2:3], s[4:5]")
+            np.testing.assert_array_equal(machine.s64(0), wanted)
+            assert (machine.scc == flag).all()
 
 
 # barriers and waits of gfx12 -----------------------------------------------------------------------------------------

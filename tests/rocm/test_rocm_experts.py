@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+import tvm
 from harness import error, unwritten
 from moe_case import Case, records, spaces
 
-from mlcrt.targets.rocm import attributes, library
+from mlcrt.kernels.records import Moe
+from mlcrt.quant.scheme import SCHEMES
+from mlcrt.targets.rocm import assembly, attributes, library
 from mlcrt.targets.rocm.emulate import Emulated
 from mlcrt.targets.rocm.emulator import Unwritten
+from mlcrt.targets.rocm.inspection import rows
 
 LIBRARY = library(attributes("gfx1100"), "float16")
 
@@ -23,6 +28,14 @@ def run(op, n):
     return y, expected, made, kernel(*inputs, Unwritten(y), *map(Unwritten, spaces(LIBRARY, op, n)))
 
 
+@pytest.mark.parametrize("tokens", [1, 5])
+@pytest.mark.parametrize("op", records(), ids=lambda op: f"{op.gate_up.name}-{op.down.name}")
+def test_every_scheme(op, tokens):
+    y, expected, _, _ = run(replace(op, tokens=1 if tokens == 1 else None), tokens)
+    half = "float16" in (op.gate_up.dtype, op.down.dtype)
+    assert error(y, expected) <= (1e-2 if half else 1e-5)
+
+
 def test_many_tokens_by_wmma():
     op = replace(records()[0], tokens=None)
     y, expected, _, reports = run(op, 21)
@@ -31,7 +44,7 @@ def test_many_tokens_by_wmma():
 
 
 def test_one_token_reads_the_weights_of_its_experts_alone():
-    """Of six experts three: their codes once, in loads of 16 bytes, their scales, and little beside."""
+    """Of six experts three: their codes and scales once, in loads of 16 bytes, and little beside."""
     op = replace(records()[0], down=records()[0].gate_up, hidden=256, intermediate=128)
     y, expected, made, reports = run(op, 1)
     assert error(y, expected) <= 1e-2
@@ -40,6 +53,18 @@ def test_one_token_reads_the_weights_of_its_experts_alone():
     for report, parts, staged in zip(reports, (made.up_parts, made.down_parts), tokens, strict=True):
         codes, scales = (parts[part].nbytes * op.top_k // op.experts for part in ("codes", "scales"))
         staged *= report.workgroups
-        assert report.traffic["global", "load", 16].bytes == codes + staged
+        assert report.traffic["global", "load", 16].bytes == codes + scales + staged
         logits_and_residual = report.bytes("global", "load") - staged - codes - scales
         assert 0 < logits_and_residual < (codes + scales) // op.top_k // 4
+
+
+@pytest.mark.parametrize(
+    ("scheme", "shape"),
+    [("q4f16_asym", (2048, 768, 128, 8)), ("q3f16_1", (6144, 16384, 8, 2))],
+)  # of Qwen3-30B-A3B and Mixtral-8x22B
+def test_the_check_of_the_machine_code_sees_experts(scheme, shape):
+    """All bytes of the weights 16 at a time, no registers in memory: else compiling would be refused."""
+    op = Moe(SCHEMES[scheme], SCHEMES[scheme], *shape, True, "silu", 1, 1e-5, True)
+    function = LIBRARY.build_moe(op, "moe").with_attr("global_symbol", "moe")
+    found = rows(tvm.compile(function, assembly.target("gfx1100")).mod, pytest.fail)
+    assert [row["128-bit weights"] for row in found] == ["100 %", "100 %"]

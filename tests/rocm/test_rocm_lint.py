@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import rocm_kernels as K
@@ -14,7 +15,7 @@ from mlcrt.dist import open_dist
 from mlcrt.errors import MlcrtError
 from mlcrt.kernels.records import Linear
 from mlcrt.quant.scheme import SCHEMES
-from mlcrt.targets.rocm import assembly, attributes, library
+from mlcrt.targets.rocm import assembly, attributes, inspection, library
 from mlcrt.targets.rocm.architecture import CHIPS
 from mlcrt.targets.rocm.inspection import rows
 from mlcrt.targets.rocm.lint import _instructions, _load_width, _loads, _racing, examine, occupancy
@@ -151,11 +152,25 @@ def test_a_weight_in_narrow_loads_is_refused(monkeypatch):
     def compiled():
         return tvm.compile(function, assembly.target("gfx1100")).mod
 
-    (row,) = rows(compiled())
+    (row,) = rows(compiled(), print)
     assert row["128-bit weights"] == "43 %"  # high planes and scales
     monkeypatch.setattr(assembly, "_gemv", lambda f: (3, True))
     with pytest.raises(MlcrtError, match="loads 43 % of its weight 16 bytes at a time"):
-        rows(compiled())
+        rows(compiled(), print)
+
+
+def test_registers_in_memory_are_refused_or_said(monkeypatch):
+    """A product of too many rows at once for the registers of a lane."""
+    kernels = library(attributes("gfx1100"), "float16")
+    kernels.tiles = replace(kernels.tiles, linear=replace(kernels.tiles.linear, gemv_rows=40, gemv_fill=1))
+    function = kernels.build_linear(Linear(SCHEMES["q0f32"], 320, 256, 1), "linear")
+    built = tvm.compile(function.with_attr("global_symbol", "linear"), assembly.target("gfx1100")).mod
+    with pytest.raises(MlcrtError, match=r"linear_kernel for gfx1100 keeps \d+ bytes a thread in memory \(\d+ sp"):
+        rows(built, print)
+    monkeypatch.setattr(inspection, "examine", lambda *a: [replace(f, weights=None, wide=False) for f in examine(*a)])
+    said = []
+    (row,) = rows(built, said.append)
+    assert row["spills"] > 0 < row["scratch bytes"] and len(said) == 1 and said[0].startswith("warning: linear_kernel")
 
 
 @pytest.mark.parametrize("arch", ["gfx1030", "gfx1200", "gfx942"])

@@ -146,9 +146,10 @@ def test_scalar_base_and_negative_offset():
     np.testing.assert_array_equal(rig.machine.v(0)[0], rig.data[:128].view(np.uint32))
 
 
-@pytest.mark.parametrize("words", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("words", [1, 2, 3, 4, 8, 16])
 def test_scalar_loads(words):
     rig = Rig("global", waves=2)
+    rig.machine.waves.scc[:] = True
     rig.machine.set_s64(10, rig.start)
     rig.machine.set_s(12, np.array([0, 128]))
     target = f"s[20:{19 + words}]" if words > 1 else "s20"
@@ -158,7 +159,7 @@ def test_scalar_loads(words):
     rig.machine.run(f"s_load_b{32 * words} {target}, s[10:11], s12 offset:0x40")
     assert rig.machine.s(20)[1] == rig.data.view(np.uint32)[48]
     rig.machine.run("s_load_b32 s20, s[10:11], null")
-    assert rig.machine.s(20)[0] == rig.data.view(np.uint32)[0]
+    assert rig.machine.s(20)[0] == rig.data.view(np.uint32)[0] and rig.machine.scc.all()
 
 
 def test_accesses_to_several_buffers():

@@ -173,17 +173,23 @@ def test_exec_updates(name):
 def test_instructions_with_constants():
     machine = Machine(1)
     machine.set_s(2, 10)
-    machine.run("s_movk_i32 s3, 0x8000")
-    assert machine.s(3)[0] == 0xFFFF8000
+    for flag in (False, True):  # only what can overflow touches SCC
+        machine.waves.scc[:] = flag
+        machine.set_s(4, 3)
+        machine.run("s_movk_i32 s3, 0x8000", "s_mulk_i32 s4, 5", "s_bitset1_b32 s4, 4", "s_bitset0_b32 s4, 0")
+        assert machine.s(3)[0] == 0xFFFF8000 and machine.s(4)[0] == 30 and machine.scc[0] == flag
     machine.run("s_addk_i32 s2, 0xfff6")  # minus 10
     assert machine.s(2)[0] == 0 and not machine.scc[0]
+    machine.set_s(2, 0x7FFFFFF0)
+    machine.run("s_addk_i32 s2, 0x10")
+    assert machine.s(2)[0] == 1 << 31 and machine.scc[0]
     machine.run("s_movk_i32 s2, 7", "s_mulk_i32 s2, 0xffff")
     assert machine.s(2)[0] == (-7) & M32
-    machine.run("s_bitset1_b32 s2, 0", "s_bitset0_b32 s2, 31")
-    assert machine.s(2)[0] == 0x7FFFFFF9
+    machine.run("s_bitset1_b32 s2, 1", "s_bitset0_b32 s2, 31")
+    assert machine.s(2)[0] == 0x7FFFFFFB
     machine.waves.scc[:] = False
     machine.run("s_cmov_b32 s2, 5")
-    assert machine.s(2)[0] == 0x7FFFFFF9
+    assert machine.s(2)[0] == 0x7FFFFFFB
     machine.waves.scc[:] = True
     machine.run("s_cmov_b32 s2, 5", "s_mov_b32 m0, s2", "s_mov_b32 null, s2")
     assert machine.s(2)[0] == 5 and machine.s(125)[0] == 5
