@@ -17,7 +17,8 @@ from .instructions import DEPTH, ROWS, look_up
 
 
 def serves(scheme) -> bool:
-    return not scheme.is_float and scheme.group == DEPTH
+    """Codes of one tile a group; schemes that compute in float32 keep all 24 bits of an activation."""
+    return not scheme.is_float and scheme.group == DEPTH and scheme.dtype == "float16"
 
 
 def bfloat16(value: float) -> int:

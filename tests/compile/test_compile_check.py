@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -106,10 +107,11 @@ def test_a_wrong_fusion_rule(model, tmp_path, monkeypatch):
 
 def test_a_library_whose_kernel_is_off_by_one_code(model, tmp_path, monkeypatch):
     """The zero point of the many-token kernel alone is wrong: decoding is right, prefilling is not."""
+    from mlcrt.kernels.amx import weights
     from mlcrt.kernels.simd import linear
     from mlcrt.kernels.simd.weights import Rows
 
-    real = Rows.affine
+    real, table = Rows.affine, weights._table
 
     def off(self, row, word, lanes):
         scale, offset = real(self, row, word, lanes)
@@ -122,6 +124,8 @@ def test_a_library_whose_kernel_is_off_by_one_code(model, tmp_path, monkeypatch)
 
     original = linear._dequantise_row
     monkeypatch.setattr(linear, "_dequantise_row", dequantise)
+    off_by_one = lambda scheme, codes: table(replace(scheme, zero=scheme.zero - 1), codes)  # noqa: E731
+    monkeypatch.setattr(weights, "_table", off_by_one)
     folder = compile_model(model, "q4f16_1", "cpu", dist_root=tmp_path, slots=0)
     monkeypatch.undo()
     with pytest.raises(MlcrtError, match="computes wrong results"):
