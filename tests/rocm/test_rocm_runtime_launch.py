@@ -203,6 +203,12 @@ def test_what_the_runtime_cannot_pass(gpu):
         M.load(M.payload(b"", "k", [M.HANDLE], ("clusterCtaIdx.x",)))
 
 
+@pytest.mark.parametrize("name", [b"gfx\xff030", b"gfx\n030", b"\0fx1030"])
+def test_a_gpu_whose_name_is_none(gpu, hip, emulated, name):
+    with pytest.raises(RocmError, match="^the library's GPU code is damaged .*it names no GPU"):
+        add(M.load(M.vector_bundle("gfx1030").replace(b"gfx1030", name)), numbers(gpu)[2])
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_libraries_are_refused_or_run(gpu, hip, emulated, data):

@@ -1,5 +1,7 @@
 #include "code_object.h"
 
+#include <algorithm>
+#include <cctype>
 #include <cstring>
 
 #include "error.h"
@@ -198,6 +200,8 @@ std::string_view select_code(std::string_view image, const std::string& arch) {
     if (name.substr(0, 5) == "host-") continue;
     std::string_view found = name.substr(name.rfind("--") == std::string_view::npos ? 0 : name.rfind("--") + 2);
     found = found.substr(0, found.find(':'));
+    auto plain = [](unsigned char c) { return std::isalnum(c) || c == '-' || c == '_'; };  // it goes into a sentence
+    if (!std::all_of(found.begin(), found.end(), plain)) damaged("it names no GPU");
     if (found == arch) return bytes.piece(start, size);
     have += (have.empty() ? "" : ", ") + std::string(found);
   }
