@@ -91,6 +91,13 @@ def test_a_recording_is_replayed_on_the_same_buffers(runtime):
     x.copyfrom(np.zeros(1000, np.int32))
     recorded()
     np.testing.assert_array_equal(y.numpy(), np.ones(1000))
+    index, number = runtime.index, recorded.replay._number
+    recorded()  # still under way when nobody wants it any more
+    del recorded
+    assert json.loads(str(host._function("mlcrt.vulkan.describe")(index, number))) == {"dispatches": 0, "barriers": 0}
+    again = runtime.step(step, None, None)
+    again(), again()
+    assert again.replay.describe()["dispatches"] == 2
 
 
 def test_a_step_that_reads_results_cannot_be_recorded(runtime):
