@@ -256,6 +256,29 @@ def test_a_failing_driver_ends_in_one_sentence(faulty_loader, counting_library, 
     assert said in line
 
 
+_LISTED = """
+import json
+from mlcrt.errors import MlcrtError
+from mlcrt.targets import vulkan
+found = vulkan.probe()
+try:
+    vulkan.runtime()
+except MlcrtError as error:
+    print(json.dumps([found.available, found.devices, found.reason, str(error)]))
+"""
+
+
+@pytest.mark.parametrize("feature", ["shaderInt64", "storageBuffer16BitAccess"])
+def test_a_device_that_lacks_a_feature_is_listed_and_refused_with_its_name(faulty_loader, feature):
+    done = in_a_process(_LISTED, LACKS=feature, **faulty_loader)
+    assert done.returncode == 0, done.stderr
+    available, devices, reason, said = json.loads(done.stdout)
+    name = host.devices()[0]["name"]
+    assert not available and [d["missing"] for d in devices] == [feature] * len(devices)
+    assert devices[0]["memory_bytes"] > 0 and reason == f"{name} lacks {feature}"
+    assert said == f"Vulkan: {name} lacks {feature}"
+
+
 @pytest.fixture(scope="module")
 def counting_library(tmp_path_factory) -> Path:
     """A library whose `kernel` adds one to 100,000 integers."""
