@@ -59,6 +59,35 @@ def validate_code(name: str, code: bytes) -> None:
     assert done.returncode == 0, f"{name}: {(done.stdout + done.stderr).decode(errors='replace')}"
 
 
+def modules(library: Path) -> list[tuple[str, str, bytes]]:
+    """(kernel, kind, SPIR-V) of everything that a library holds; its layout is described in targets/vulkan/build.py."""
+    from mlcrt.targets.vulkan.build import _MAGIC
+
+    data = library.read_bytes()
+    at = data.index(_MAGIC) + len(_MAGIC)
+
+    def number() -> int:
+        nonlocal at
+        at += 4
+        return struct.unpack_from("<I", data, at - 4)[0]
+
+    def text() -> bytes:
+        nonlocal at
+        size = number()
+        at += size
+        return data[at - size : at]
+
+    found = []
+    for _ in range(number()):
+        name, _, kind = text().decode(), text(), text().decode()
+        numbers = [number() for _ in range(3)]
+        numbers += [number() for _ in range(4 * number())]
+        numbers += [number() for _ in range(2 + 9 + 1)]
+        _requirements = [text() for _ in range(number())]
+        found.append((name, kind, text()))
+    return found
+
+
 class Device:
     """The first CPU Vulkan device, or the first of any kind."""
 

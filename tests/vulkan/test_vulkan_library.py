@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import os
 import re
-import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import tiny
-from device import LAYER_FILE, unavailable, validate_code
+from device import LAYER_FILE, modules, unavailable, validate_code
 
 from mlcrt.compile import compile_model
 from mlcrt.targets.vulkan.architecture import _KNOWN
-from mlcrt.targets.vulkan.build import _MAGIC
 
 
 @pytest.fixture(scope="module")
@@ -26,33 +24,6 @@ def made(vulkan, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("library")
     model = tiny.make_tiny("qwen3_moe", root / "model")
     return compile_model(model, "q4f16_1", f"vulkan:{'+'.join(_KNOWN)},cpu", dist_root=root / "dist", slots=0)
-
-
-def modules(library: Path) -> list[tuple[str, str, bytes]]:
-    """(kernel, kind, SPIR-V) of everything that a library holds; its layout is described in targets/vulkan/build.py."""
-    data = library.read_bytes()
-    at = data.index(_MAGIC) + len(_MAGIC)
-
-    def number() -> int:
-        nonlocal at
-        at += 4
-        return struct.unpack_from("<I", data, at - 4)[0]
-
-    def text() -> bytes:
-        nonlocal at
-        size = number()
-        at += size
-        return data[at - size : at]
-
-    found = []
-    for _ in range(number()):
-        name, _, kind = text().decode(), text(), text().decode()
-        numbers = [number() for _ in range(3)]
-        numbers += [number() for _ in range(4 * number())]
-        numbers += [number() for _ in range(2 + 9 + 1)]
-        _requirements = [text() for _ in range(number())]
-        found.append((name, kind, text()))
-    return found
 
 
 def test_every_module_is_valid(made):

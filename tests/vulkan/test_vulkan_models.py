@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import refusing
 import tiny
-from device import LAYER, LAYER_FILE, unavailable
+from device import LAYER, LAYER_FILE, modules, unavailable, validate_code
 
 from mlcrt import ChatModule
 from mlcrt.compile import compile_model
@@ -50,6 +50,8 @@ def compiled(vulkan, tmp_path_factory):
 def test_golden_logits(compiled, case):
     golden = tiny.golden(case)
     tokens, start = golden.tokens.tolist(), 21
+    for name, kind, code in modules(compiled(case) / "vulkan" / "lib.so"):
+        validate_code(f"{name} for {kind}", code)
     engine = Engine(compiled(case), "vulkan")
     rows = [engine.prefill(tokens[:start]).copy()]
     rows += [engine.decode(token).copy() for token in tokens[start:]]
