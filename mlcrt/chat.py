@@ -23,7 +23,7 @@ from mlcrt.runtime.generate import Event, Generation
 from mlcrt.runtime.sampling import SamplingParams
 from mlcrt.runtime.stats import ChatStats, Usage
 from mlcrt.runtime.tokenizer import ModelTokenizer
-from mlcrt.select import describe_slots, has_library
+from mlcrt.select import describe_slots, has_library, require_device
 from mlcrt.unpack import is_package, unpacked
 
 Message = dict[str, Any]
@@ -288,6 +288,7 @@ def resolve_model(
                 return path
             model = path
             break
+    require_device(device)
     from mlcrt.compile import ensure_compiled
 
     return Path(
@@ -302,6 +303,7 @@ def _from_package(model: Path, quantization: str | None, target: str, report: Ca
     if quantization not in (None, have):
         raise UsageError(f"{model} is quantised as {have}; package the model as {quantization} to have it so.")
     if not has_library(dist, target):
+        require_device(target)
         where = "" if target == "auto" else f" as {target}"
         raise MlcrtError(
             f"{model} has no library that this machine can run{where} (it has: {describe_slots(dist)}); package it"

@@ -97,7 +97,7 @@ def _damaged(file: Path) -> MlcrtError:
 def check_target(dist: Dist, target: str) -> dict:
     """The manifest's entry of a slot, after checking that its library fits the params and this runtime."""
     entry = dist.manifest["targets"].get(target)
-    again = f"compile again with mlcrt compile --target {target}"
+    again = f"compile again with mlcrt compile {dist.path} --target {target}"
     if entry is None:
         have = ", ".join(dist.manifest["targets"]) or "none"
         raise MlcrtError(f"{dist.path} has no library for {target} (it has: {have}); {again}")

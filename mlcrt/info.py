@@ -80,10 +80,11 @@ def _reason(dist: Dist, slot: str, entry: dict, there: bool, intact: bool) -> st
     module = all_targets().get(name)
     if module is None:
         return f"this mlcrt does not know the target {name}; update it"
+    again = f"compile again with mlcrt compile {dist.path} --target {slot}"
     if not there:
-        return f"its file is missing; compile again with mlcrt compile --target {slot}"
+        return f"its file is missing; {again}"
     if not intact:
-        return f"its file is not the one that was compiled; compile again with mlcrt compile --target {slot}"
+        return f"its file is not the one that was compiled; {again}"
     elsewhere = why_not(entry, module)
     if elsewhere:
         return f"it {elsewhere}"
@@ -91,12 +92,12 @@ def _reason(dist: Dist, slot: str, entry: dict, there: bool, intact: bool) -> st
     if not probed.available:
         return probed.reason
     if entry.get("abi") != LIBRARY_ABI:
-        return f"it was made by another mlcrt ({entry.get('mlcrt')}); compile again with mlcrt compile --target {slot}"
+        return f"it was made by another mlcrt ({entry.get('mlcrt')}); {again}"
     installed = metadata.version("apache-tvm")
     if entry.get("tvm") != installed:
         return f"it needs apache-tvm {entry.get('tvm')}, installed is {installed}"
     if entry.get("signature") != dist.manifest["params"]["signature"]:
-        return f"it was made for other parameters; compile again with mlcrt compile --target {slot}"
+        return f"it was made for other parameters; {again}"
     return None
 
 

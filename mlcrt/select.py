@@ -12,8 +12,8 @@ from typing import Any
 
 from mlcrt.dist import Dist
 from mlcrt.errors import MlcrtError
-from mlcrt.targets import all_targets, parse_target
-from mlcrt.targets.platforms import PLATFORMS, foreign
+from mlcrt.targets import all_targets, parse_device
+from mlcrt.targets.platforms import PLATFORMS, foreign, host_platform
 
 
 def slot_for(targets: dict[str, Any], name: str, attributes: Any) -> str:
@@ -57,10 +57,10 @@ def pick(dist: Dist, device: str) -> str:
                     return best
         have = describe_slots(dist)
         raise MlcrtError(f"{dist.path} has no library that this machine can run (it has: {have}); run mlcrt compile")
-    name, arch = parse_target(device)
+    name, arch, is_device = parse_device(device)
     module = all_targets()[name]
-    where = arch if getattr(module, "names_device", lambda _: False)(arch) else ""
-    wanted = module.attributes(arch).name if arch and not where else None
+    where = arch if is_device and hasattr(module, "names_device") else ""  # a target that tells its devices apart
+    wanted = module.attributes(arch).name if arch and not is_device else None
     best = _best(dist, name, module, wanted, where)
     if best:
         return best
@@ -69,7 +69,29 @@ def pick(dist: Dist, device: str) -> str:
         return f"{name}:{wanted}" if wanted else name  # check_target says that it is not there
     reasons = [f"{dist.path / targets[s]['library']} {why_not(targets[s], module, where)}" for s in slots]
     chosen = f"{name}:{where}" if where else name
-    raise MlcrtError(f"{'; '.join(reasons)}; compile it here with mlcrt compile --target {chosen}")
+    probed = module.probe()
+    remedy = f"compile it here with mlcrt compile {dist.path} --target {chosen}" if probed.available else probed.reason
+    raise MlcrtError(f"{'; '.join(reasons)}; {remedy}")
+
+
+def require_device(device: str) -> None:
+    """MlcrtError unless this machine has what `device` names; asked before something is compiled only to be run."""
+    if device == "auto":
+        return
+    name, where, is_device = parse_device(device)
+    module = all_targets()[name]
+    probed = module.probe()
+    there = [str(found.get("id")) for found in probed.devices]
+    reason = None if probed.available else probed.reason
+    if reason is None and where.isdigit() and f"{name}:{where}" not in there and (where != "0" or name not in there):
+        reason = f"there is {', '.join(there)}"
+    if reason is None and where and not is_device:
+        wanted = module.attributes(where)
+        entry = {"arch": wanted.name, "features": list(wanted.features)}
+        reason = why_not(entry | {"platform": getattr(wanted, "platform", host_platform())}, module)
+        reason = reason and f"a library for it {reason}"
+    if reason:
+        raise MlcrtError(f"this machine has no {device}: {reason}; choose another --device, see mlcrt devices")
 
 
 def has_library(dist: Dist, device: str) -> bool:

@@ -37,8 +37,16 @@ class _Damaged(Exception):
 
 
 def is_package(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is a file that calls itself a package."""
-    return str(path).endswith(SUFFIX) and Path(path).is_file()
+    """Whether a path is a file that calls itself a package or, whatever its name, begins as one."""
+    if not Path(path).is_file():
+        return False
+    if str(path).endswith(SUFFIX):
+        return True
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_FRAME)) == _FRAME
+    except OSError:
+        return False
 
 
 def unpacked(path: Path, report: Callable[[str], None] = lambda line: None) -> Path:

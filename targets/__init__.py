@@ -5,9 +5,9 @@
     probe()            → ProbeResult: the devices of this machine, or a sentence why there are none
     library(attrs, kv) → the kernel library with the tile numbers for that architecture
     export_options(attrs) → how TVM's export_library links the library
-    runtime(index)     → the tvm device
-    names_device(text), named_runtime(text, features), rank(features) → optional: where TARGET:NUMBER is one of several
-                         devices, that device, and which of two libraries is the better one
+    runtime(index)     → the engine's view of a device (targets/device.py); index: which, where there are several
+    names_device(text), named_runtime(text, features), rank(features) → optional: whether what follows TARGET: names a
+                         device (by default a number does), that device, and which of two libraries is the better one
     inspect(module, report) → optional: what is known of each kernel of a built module, a dictionary each; MlcrtError
                          refuses, report(line) warns
 
@@ -56,6 +56,16 @@ def parse_target(text: str) -> tuple[str, str]:
         raise UsageError(f"unknown target '{text}': choose auto, {', '.join(_NAMES)} or one of these with :ARCH")
     all_targets()[name].attributes(arch)
     return name, arch
+
+
+def parse_device(text: str) -> tuple[str, str, bool]:
+    """(target, what stands after the colon, whether that names a device): cuda:1 and metal:0 are devices, as `mlcrt
+    devices` lists them, cpu:x86-64-v3 is an architecture. UsageError for what is neither."""
+    name, _, where = text.partition(":")
+    names_device = getattr(all_targets().get(name), "names_device", None)
+    if name in _NAMES and names_device is None and where.isdigit():
+        return name, where, True
+    return *parse_target(text), bool(names_device and names_device(where))
 
 
 def parse_targets(text: str) -> list[tuple[str, str]]:

@@ -22,14 +22,13 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         options.print_json(found)
         return 0
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("target", "there", "devices")
     for entry in found:
         details = "\n".join(_describe(device) for device in entry["devices"]) or entry["reason"]
         table.add_row(entry["target"], "[green]yes[/]" if entry["available"] else "[red]no[/]", details)
-    Console().print(table)
+    options.wide_console().print(table)
     return 0
 
 
@@ -46,11 +45,18 @@ def probe_all() -> list[dict[str, Any]]:
 
 
 def _describe(device: dict[str, Any]) -> str:
+    """'cuda:0: NAME, 80.0 GB, arch sm_90': the id is what --device takes."""
     from rich.markup import escape
 
-    rest = ", ".join(f"{key} {value}" for key, value in device.items() if key != "name" and not _long(value))
-    name = str(device.get("name", "")).strip()
-    return escape(f"{name} ({rest})" if name and rest else name or rest)
+    parts = [str(device["name"]).strip()] if device.get("name") else []
+    if device.get("memory_bytes"):
+        parts.append(f"{device['memory_bytes'] / 1e9:,.1f} GB")
+    for key, value in device.items():
+        if key not in ("id", "name", "memory_bytes") and not _long(value):
+            text = {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
+            parts.append(f"{key} {text}")
+    found = f"{device['id']}: " if device.get("id") else ""
+    return escape(found + ", ".join(parts))
 
 
 def _long(value: Any) -> bool:

@@ -43,7 +43,6 @@ def folder_of(model: str) -> Path:
 
 
 def print_libraries(libraries: list[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -52,13 +51,15 @@ def print_libraries(libraries: list[dict[str, Any]]) -> None:
         return
     table = Table()
     short = all(len(f"{entry['slot']}{entry['arch']}") <= 40 for entry in libraries)
-    for title in ("library", "for"):  # a library for many GPUs has a long name
-        table.add_column(title, no_wrap=short, overflow="fold")
+    table.add_column("library", no_wrap=short, overflow="fold")  # one for many GPUs has a long name
+    table.add_column("for", overflow="fold")
     table.add_column("size", no_wrap=True)
+    table.add_column("made by")
     table.add_column("runs here")
     for entry in libraries:
         size = "" if entry["bytes"] is None else f"{entry['bytes'] / 1e3:,.0f} kB"
         here = "[green]yes[/]" if entry["runs_here"] else f"[red]no[/]: {escape(str(entry['reason']))}"
         arch = "" if str(entry["arch"]) in entry["slot"] else f"{entry['arch']}, ".replace("+", " + ")
-        table.add_row(escape(entry["slot"]), escape(f"{arch}{entry['system']}"), size, here)
-    Console().print(table)
+        versions = f"mlcrt {entry['mlcrt']}, TVM {entry['tvm']}"
+        table.add_row(escape(entry["slot"]), escape(f"{arch}{entry['system']}"), size, escape(versions), here)
+    options.wide_console().print(table)

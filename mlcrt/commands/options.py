@@ -155,9 +155,16 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+def wide_console() -> Any:
+    """A rich Console on stdout that is as wide as tables need where nothing says how wide stdout is."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal or os.environ.get("COLUMNS") else Console(width=160)
+
+
 def print_table(title: str, rows: list[tuple[str, ...]], notes: list[str]) -> None:
     """A table on stdout whose first row is its heading; figures stand at the right."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
@@ -165,8 +172,7 @@ def print_table(title: str, rows: list[tuple[str, ...]], notes: list[str]) -> No
         table.add_column(name, no_wrap=True, justify="left" if number < 2 else "right")
     for row in rows[1:]:
         table.add_row(*row)
-    console = Console()
-    console = console if console.is_terminal else Console(width=160)  # nothing to fit into: cut nothing off
+    console = wide_console()
     console.print(table)
     for note in notes:
         console.print(note, soft_wrap=True, highlight=False)

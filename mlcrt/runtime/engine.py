@@ -58,13 +58,16 @@ class LoadedModel:
 
     def _load(self, opened, target, plan) -> None:
         named = getattr(target, "named_runtime", None)
-        runtime = named(self._where, self._entry["features"]) if named else target.runtime()
+        number = (int(self._where),) if self._where.isdigit() else ()
+        runtime = named(self._where, self._entry["features"]) if named else target.runtime(*number)
         plan.check(runtime.available_bytes(), self.device)
         self.context = plan.context
         self._runtime, self._used_before = runtime, runtime.used_bytes()
         path = opened.path / self._entry["library"]
         try:
             library = runtime.load(path)
+        except MlcrtError:  # what the device lacks, which compiling again would not bring
+            raise
         except Exception as error:
             reason = (str(error).strip().splitlines() or ["unknown reason"])[-1]
             raise MlcrtError(f"{path} cannot be loaded ({reason}); compile it again with mlcrt compile") from None

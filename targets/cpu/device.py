@@ -90,7 +90,10 @@ class CpuRuntime(DeviceRuntime):
         """Tensors free their memory themselves."""
 
 
-def runtime() -> CpuRuntime:
+def runtime(index: int = 0) -> CpuRuntime:
+    """UsageError for another index than 0: all cores are one device."""
+    if index:
+        raise UsageError(f"there is no cpu:{index}: all cores of this machine are one device, cpu")
     return CpuRuntime()
 
 

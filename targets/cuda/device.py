@@ -90,7 +90,13 @@ class CudaRuntime(DeviceRuntime):
     records = True
 
     def __init__(self, index: int = 0):
+        found = probe()
+        if not found.available:
+            raise MlcrtError(f"{found.reason}; choose another --device")
+        if index >= len(found.devices):
+            raise MlcrtError(f"there is no cuda:{index}: `mlcrt devices` lists {len(found.devices)}, from cuda:0 on")
         self.cudart = _load_cudart()
+        check(self.cudart, self.cudart.cudaSetDevice(index))  # for what the runtime library is asked directly
         import tvm
 
         load_tvm_runtime(Path(tvm.__file__).parent / "lib", "cuda")

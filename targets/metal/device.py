@@ -14,6 +14,7 @@ from mlcrt.targets.device import DeviceRuntime, load_tvm_runtime
 from .architecture import MACOS
 
 _METAL = "/System/Library/Frameworks/Metal.framework/Metal"
+_GRAPHICS = "/System/Library/Frameworks/CoreGraphics.framework/CoreGraphics"
 
 
 def probe() -> ProbeResult:
@@ -63,6 +64,7 @@ class MetalRuntime(DeviceRuntime):
 def working_set_left() -> int | None:
     """MTLDevice.recommendedMaxWorkingSetSize - currentAllocatedSize in bytes; None where it cannot be asked."""
     try:
+        ctypes.CDLL(_GRAPHICS)  # without it a program that is no app has no default device
         metal, objc = ctypes.CDLL(_METAL), ctypes.CDLL("/usr/lib/libobjc.A.dylib")
         metal.MTLCreateSystemDefaultDevice.restype = ctypes.c_void_p
         objc.sel_registerName.restype, objc.sel_registerName.argtypes = ctypes.c_void_p, [ctypes.c_char_p]

@@ -238,7 +238,10 @@ class VulkanRuntime(DeviceRuntime):
 
 
 class Recording:
-    """What `step` starts on the device, recorded; calling it hands that over in one submission."""
+    """What `step` starts on the device, recorded; calling it hands that over in one submission. The driver keeps it as
+    long as this object lives."""
+
+    _number: int | None = None
 
     def __init__(self, index: int, step: Callable[[], None]):
         self._index = index
@@ -250,6 +253,11 @@ class Recording:
 
     def __call__(self) -> None:
         _function("mlcrt.vulkan.replay")(self._index, self._number)
+
+    def __del__(self):
+        if self._number is not None:
+            with contextlib.suppress(Exception):  # a lost device, or Python is about to end
+                _function("mlcrt.vulkan.forget")(self._index, self._number)
 
     def describe(self) -> dict[str, int]:
         """How many dispatches and barriers were recorded."""

@@ -22,6 +22,9 @@ from .matrix import MatrixTiles
 # A block has 256 threads at most where the subgroup allows it, so that it runs on every device; small subgroups get
 # as many of them as fill a block of 64, large ones share a block of 4.
 _SUBGROUPS = 8
+# Workgroup memory that drivers have at least (the specification asks for half of it), and NVIDIA's. A device of 32
+# lanes that has less takes the kernels for 16.
+_SHARED, _NVIDIA_SHARED = 32 << 10, 48 << 10
 # those whose kernels exchange between lanes
 _OPERATORS = ("linear", "rope_append", "attention", "rope_attention", "finish_step", "choose", "moe")
 
@@ -36,7 +39,8 @@ def _dot8(word, x):
 
 
 def machine(variant: Variant) -> Machine:
-    return Machine(variant.lanes, _exchange, _dot8 if variant.half else None)
+    shared = _NVIDIA_SHARED if variant.lanes == 32 else _SHARED
+    return Machine(variant.lanes, _exchange, _dot8 if variant.half else None, shared_bytes=shared)
 
 
 def tiles(variant: Variant) -> Tiles:

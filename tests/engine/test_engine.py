@@ -350,11 +350,11 @@ def test_a_damaged_manifest_is_refused(private):
 @pytest.mark.parametrize(
     "change, sentence",
     [
-        ({"abi": 0, "mlcrt": "0.0.1"}, r"lib\.so was made by another mlcrt \(0\.0\.1, .*mlcrt compile --target cpu"),
-        ({"tvm": "0.26.0"}, r"lib\.so needs apache-tvm 0\.26\.0, installed is 0\.27.*mlcrt compile --target cpu"),
+        ({"abi": 0, "mlcrt": "0.0.1"}, r"lib\.so was made by another mlcrt \(0\.0\.1, .*mlcrt compile .*--target cpu"),
+        ({"tvm": "0.26.0"}, r"lib\.so needs apache-tvm 0\.26\.0, installed is 0\.27.*mlcrt compile .*--target cpu"),
         ({"signature": "0" * 64}, "made for other parameters"),
         ({"sha256": "0" * 64}, "its hash differs"),
-        ({"features": ["avx1024"]}, "lacks avx1024; compile it here with mlcrt compile --target cpu"),
+        ({"features": ["avx1024"]}, "lacks avx1024; compile it here with mlcrt compile .*--target cpu"),
     ],
 )
 def test_a_library_that_does_not_fit_is_refused(private, change, sentence):

@@ -347,7 +347,13 @@ def test_which_folder_is_run(dist, tmp_path, monkeypatch):
         (tmp_path / "mlcrt.json").write_text("{")
         resolve_model(tmp_path, None, "auto", tmp_path)
     assert not asked
+    # nothing is compiled for a device that is not here
+    for device in ("metal", "metal:0", "cpu:aarch64-macos"):
+        with pytest.raises(MlcrtError, match=f"this machine has no {device}: "):
+            resolve_model("toy-q0f32", None, device, tmp_path)
+    assert not asked
     # a folder without a library for this target is compiled where it is
+    monkeypatch.setattr("mlcrt.chat.require_device", lambda device: None)
     assert resolve_model("toy-q0f32", None, "rocm:gfx1100", tmp_path) == dist
     assert asked["model"] == str(dist) and asked["target"] == "rocm:gfx1100"
     assert resolve_model("org/name", "q4f16_1", "cuda:1", tmp_path) == dist

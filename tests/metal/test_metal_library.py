@@ -112,7 +112,8 @@ def test_manifest_and_same_bytes_again(made):
 def test_xcode_compiles_the_kernels_where_it_is(tmp_path, monkeypatch):
     """A stand-in for xcrun that puts the last argument's content behind a mark into the file after -o."""
     tool = tmp_path / "xcrun"
-    tool.write_text('#!/bin/sh\nfor last; do :; done\nwhile [ "$1" != -o ]; do shift; done\n'
+    tool.write_text('#!/bin/sh\nfor last; do :; done\n[ "$last" = --version ] && exit\n'
+                    'while [ "$1" != -o ]; do shift; done\n'
                     '(printf MTLB; cat "$last") > "$2"\n')  # fmt: skip
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
@@ -125,6 +126,15 @@ def test_xcode_compiles_the_kernels_where_it_is(tmp_path, monkeypatch):
     tool.write_text("#!/bin/sh\necho 'k.metal:1: error: bad kernel' >&2\nexit 1\n")
     with pytest.raises(MlcrtError, match="bad kernel"):
         finish.finish(source)
+
+
+def test_an_xcrun_without_xcode_is_as_good_as_none(tmp_path, monkeypatch):
+    """What every Mac has: it is there and finds no Metal compiler."""
+    tool = tmp_path / "xcrun"
+    tool.write_text("#!/bin/sh\necho 'xcrun: error: unable to find utility \"metal\"' >&2\nexit 72\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert finish.finish("kernel void k() {\n}\n") == ("kernel void k() {\n}\n", "metal")
 
 
 def test_a_kernel_beyond_the_hardware_is_refused():

@@ -11,6 +11,7 @@ from mlcrt import cli
 from mlcrt.errors import MlcrtError
 from mlcrt.info import describe
 from mlcrt.runtime.engine import Engine
+from mlcrt.version import __version__
 
 
 def change(dist, slot: str, **entry) -> None:
@@ -74,6 +75,12 @@ def test_the_command(packed, dist, capsys, monkeypatch):
     assert cli.main(["info", str(dist)]) == 0
     shown = capsys.readouterr().out
     for text in ("tiny", "llama: ", "q4f16_1", "cpu:x86-64-v2", "no: it is for ARM64 macOS", "yes", "context"):
+        assert text in shown
+    monkeypatch.delenv("COLUMNS")  # into a pipe: nothing is cut off however long a list of chips
+    change(dist, "cpu", arch="+".join(f"gfx{1000 + i}" for i in range(12)))
+    assert cli.main(["info", str(dist)]) == 0
+    shown = capsys.readouterr().out
+    for text in ("gfx1000 + ", "gfx1011", "ARM64 macOS", f"mlcrt {__version__}, TVM ", " kB ", "no: it is for"):
         assert text in shown
     assert cli.main(["info", str(packed), "--json"]) == 0
     assert [e["slot"] for e in json.loads(capsys.readouterr().out)["libraries"]] == ["cpu", "cpu:x86-64-v2"]

@@ -278,6 +278,9 @@ def test_resolving_a_package(packed, dist, tmp_path):
     with pytest.raises(MlcrtError, match=r"no library that this machine can run as cpu:x86-64 \(it has: cpu, "):
         resolve_model(packed, None, "cpu:x86-64", tmp_path)  # its own level and v2 are there
     assert not is_package(tmp_path / "gone.tar.zst") and not is_package(dist)
+    other = tmp_path / "model.bin"  # whatever somebody called it
+    shutil.copyfile(packed, other)
+    assert is_package(other) and not is_package(dist / "mlcrt.json")
 
 
 def test_a_package_for_another_machine(dist, tmp_path):

@@ -2,16 +2,54 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from device import Device, unavailable, validate
+from device import LAYER, LAYER_FILE, Device, unavailable, validate, validator
 
 from mlcrt.targets.vulkan.codegen import compile_kernels, lower
 
 sys.path.append(str(Path(__file__).parents[1] / "kernels"))  # harness: random weights
+
+
+if LAYER_FILE.exists():  # before anything in this process, or started by it, opens Vulkan
+    os.environ["VK_INSTANCE_LAYERS"] = LAYER
+
+
+@pytest.fixture(autouse=True)
+def layers_find_nothing(request):
+    """The validation layers watch every call that a test makes, and say on stdout what is wrong with one."""
+    if not LAYER_FILE.exists():
+        yield
+        return
+    said = request.getfixturevalue("capfd")
+    yield
+    out = "".join(said.readouterr())
+    assert not re.search("VUID|UNASSIGNED-", out), out[-2000:]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def modules_are_valid():
+    """spirv-val sees whatever a test compiles for the target; libraries that other processes make are read for it."""
+    from mlcrt.targets.vulkan import build
+
+    if validator() is None:  # tests that are about validity say so
+        yield
+        return
+
+    def validated(*arguments):
+        shaders = compile_kernels(*arguments)
+        for shader in shaders:
+            validate(shader)
+        return shaders
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "compile_kernels", validated)
+        yield
 
 
 @pytest.fixture(scope="session")

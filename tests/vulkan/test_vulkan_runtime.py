@@ -91,6 +91,13 @@ def test_a_recording_is_replayed_on_the_same_buffers(runtime):
     x.copyfrom(np.zeros(1000, np.int32))
     recorded()
     np.testing.assert_array_equal(y.numpy(), np.ones(1000))
+    index, number = runtime.index, recorded.replay._number
+    recorded()  # still under way when nobody wants it any more
+    del recorded
+    assert json.loads(str(host._function("mlcrt.vulkan.describe")(index, number))) == {"dispatches": 0, "barriers": 0}
+    again = runtime.step(step, None, None)
+    again(), again()
+    assert again.replay.describe()["dispatches"] == 2
 
 
 def test_a_step_that_reads_results_cannot_be_recorded(runtime):
@@ -247,6 +254,29 @@ def test_a_failing_driver_ends_in_one_sentence(faulty_loader, counting_library, 
     assert done.returncode == 0 and not done.stderr, done.stderr
     (line,) = done.stdout.splitlines()
     assert said in line
+
+
+_LISTED = """
+import json
+from mlcrt.errors import MlcrtError
+from mlcrt.targets import vulkan
+found = vulkan.probe()
+try:
+    vulkan.runtime()
+except MlcrtError as error:
+    print(json.dumps([found.available, found.devices, found.reason, str(error)]))
+"""
+
+
+@pytest.mark.parametrize("feature", ["shaderInt64", "storageBuffer16BitAccess"])
+def test_a_device_that_lacks_a_feature_is_listed_and_refused_with_its_name(faulty_loader, feature):
+    done = in_a_process(_LISTED, LACKS=feature, **faulty_loader)
+    assert done.returncode == 0, done.stderr
+    available, devices, reason, said = json.loads(done.stdout)
+    name = host.devices()[0]["name"]
+    assert not available and [d["missing"] for d in devices] == [feature] * len(devices)
+    assert devices[0]["memory_bytes"] > 0 and reason == f"{name} lacks {feature}"
+    assert said == f"Vulkan: {name} lacks {feature}"
 
 
 @pytest.fixture(scope="module")

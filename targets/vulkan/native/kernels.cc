@@ -27,7 +27,7 @@ class Reader {
     return std::string(Take(size), size);
   }
   const char* Take(size_t size) {
-    if (size > bytes_.size() - at_) TVM_FFI_THROW(RuntimeError) << "Vulkan: the kernels in the library are damaged";
+    if (size > bytes_.size() - at_) TVM_FFI_THROW(RuntimeError) << "Vulkan: the kernels in the library are damaged; compile it again";
     at_ += size;
     return bytes_.data() + at_ - size;
   }
@@ -69,7 +69,7 @@ std::vector<Kernel> ReadKernels(const std::string& bytes) {
       for (int i = 0; i < 3; ++i) three[i] = in.Number();
     }
     for (uint32_t divisor : k.divisor) {
-      if (divisor == 0) TVM_FFI_THROW(RuntimeError) << "Vulkan: the kernels in the library are damaged";
+      if (divisor == 0) TVM_FFI_THROW(RuntimeError) << "Vulkan: the kernels in the library are damaged; compile it again";
     }
     k.shared_bytes = in.Number();
     in.Repeat([&] { k.requirements.push_back(in.Text()); });
@@ -78,12 +78,12 @@ std::vector<Kernel> ReadKernels(const std::string& bytes) {
       uint32_t size = p.kind == 1 || p.kind == 3 ? 4 : 8;
       if (p.kind > 4 || k.argument_bytes < size || p.offset > k.argument_bytes - size || k.argument_bytes > 4096 ||
           p.index > 1000) {
-        TVM_FFI_THROW(RuntimeError) << "Vulkan: the kernels in the library are damaged";
+        TVM_FFI_THROW(RuntimeError) << "Vulkan: the kernels in the library are damaged; compile it again";
       }
     }
     kernels.push_back(std::move(k));
   });
-  if (!in.Done()) TVM_FFI_THROW(RuntimeError) << "Vulkan: the kernels in the library are damaged";
+  if (!in.Done()) TVM_FFI_THROW(RuntimeError) << "Vulkan: the kernels in the library are damaged; compile it again";
   return kernels;
 }
 
