@@ -294,7 +294,7 @@ def _gemv(k: Product, tiles: LinearTiles) -> None:
                 staged.fetch(thread, threads)
 
         x = k.start(tiles, thread, threads, begin)
-        k.machine.divide()
+        k.machine.divide()  # as in linear
         multiply_items(k, stream, x, rows_of, count, lane, units, [{}] * units)
 
 

@@ -227,6 +227,7 @@ def _gemv(k: LinearKernel, tiles: LinearTiles) -> None:
             first = rows_of(0)[0]
             addends = [k.addends(T.bind(tirx.min(first + u, op.units - 1))) for u in range(units)]
         x = activations(k, thread, threads, norm)
+        k.machine.divide()  # codes that are there already would be unpacked before there are registers for them
         multiply_items(k, stream, x, rows_of, count, lane, units, [{"addends": a} for a in addends])
 
 
