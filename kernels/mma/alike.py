@@ -15,9 +15,10 @@ from tvm.script.ir_builder import tirx as T
 
 from mlcrt.kernels import Space
 from mlcrt.kernels.records import Linear
+from mlcrt.kernels.simt.activations import PACKED_SCALE, takes_halves
 from mlcrt.kernels.simt.alike import Order, prepare
 from mlcrt.kernels.simt.common import Machine, barrier, launch, local, prim_func, resident, shared, strided
-from mlcrt.kernels.simt.linear import PACKED_SCALE, LinearKernel, takes_halves
+from mlcrt.kernels.simt.linear import LinearKernel
 
 from .unit import MatrixUnit
 

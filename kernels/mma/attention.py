@@ -12,10 +12,10 @@ from tvm.script.ir_builder import tirx as T
 
 from mlcrt.kernels.arguments import BLOCK, match_caches, rope_append_arguments
 from mlcrt.kernels.records import Attention
+from mlcrt.kernels.simt.activations import store_packed
 from mlcrt.kernels.simt.attention import AttentionTiles
 from mlcrt.kernels.simt.common import Machine, Register, barrier, launch, local, prim_func, shared, strided
 from mlcrt.kernels.simt.functions import tanh
-from mlcrt.kernels.simt.linear import store_packed
 
 from .rotate import Rotated
 from .unit import MatrixUnit

@@ -6,9 +6,9 @@ from mlcrt.kernels import Space
 from mlcrt.kernels.records import Attention, Linear, Moe
 from mlcrt.kernels.simt import Library as SimtLibrary
 from mlcrt.kernels.simt import Machine, Tiles, experts_half
+from mlcrt.kernels.simt.activations import packs
 from mlcrt.kernels.simt.attention import rope_append
 from mlcrt.kernels.simt.experts_many import Products
-from mlcrt.kernels.simt.linear import packs
 from mlcrt.quant.scheme import SCHEMES
 
 from . import alike, linear, paged

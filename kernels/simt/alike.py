@@ -16,8 +16,10 @@ from mlcrt.kernels import Space
 from mlcrt.kernels.records import Linear
 from mlcrt.quant.scheme import Scheme
 
+from .activations import PACKED_ORDER, PACKED_SCALE, takes_halves
 from .common import Machine, Register, block_reduce, launch, local, prim_func, subgroup_reduce, where
-from .linear import PACKED_ORDER, PACKED_SCALE, LinearKernel, LinearTiles, _WeightStream, takes_halves
+from .linear import LinearKernel, LinearTiles
+from .stream import WeightStream
 
 TOKENS = 8  # of a tile
 _LEVELS = ((0, 1), (1, 2), (2, 4), (4, 8))  # tokens of a tile that are computed or skipped together
@@ -191,7 +193,7 @@ class _Product:
             first = T.bind((block * self.subgroups + subgroup) * self.units)
             units = [T.bind(tirx.min(first + u, op.units - 1)) for u in range(self.units)]
             rows = [T.bind(u + p * op.units) for u in units for p in range(k.parts)]
-            stream = _WeightStream(self.w, len(rows), lane, self.machine, len(rows), 1, False)
+            stream = WeightStream(self.w, len(rows), lane, self.machine, len(rows), 1, False)
             stream.begin(rows)
             self.machine.follow()
             token0 = T.bind(tile * TOKENS)

@@ -27,10 +27,11 @@ from .linear import (
     LinearTiles,
     _activations,
     _shares,
-    _WeightStream,
     multiply_items,
 )
 from .staging import described, staged_groups, tiles_with_room
+from .stream import WeightStream
+from .unstaged import Unstaged
 from .weights import Rows
 
 if TYPE_CHECKING:
@@ -255,8 +256,6 @@ class _Weighted:
 
 def _inputs(k: Product, tiles: LinearTiles):
     """How activations are held: as for any product of one token, but not in more shared memory than is allowed."""
-    from .unstaged import Unstaged
-
     kind, most = _activations(k), min(tiles.experts_staged, k.machine.shared_bytes)
     return kind if kind.bytes(k) + _REDUCTION_BYTES + 4 * k.a.op.experts <= most else Unstaged
 
@@ -288,13 +287,13 @@ def _gemv(k: Product, tiles: LinearTiles) -> None:
                 staged = staged_groups(k, tiles, block, units, activations)
             stack.enter_context(described(k, tiles, staged))
             few = staged is not None
-            stream = _WeightStream(k.weights, units * k.parts, lane, k.machine, tiles.gemv_depth, count, few)
+            stream = WeightStream(k.weights, units * k.parts, lane, k.machine, tiles.gemv_depth, count, few)
             stream.begin(rows_of(0)[1])
             if staged is not None:
                 staged.fetch(thread, threads)
 
         x = k.start(tiles, thread, threads, begin)
-        k.machine.divide()
+        k.machine.divide()  # as in linear
         multiply_items(k, stream, x, rows_of, count, lane, units, [{}] * units)
 
 

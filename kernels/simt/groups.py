@@ -5,13 +5,13 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from .activations import PACKED_SCALE, Staged
 from .common import shared
-from .linear import PACKED_SCALE, _Staged
 
 
-class GroupedActivations(_Staged):
+class GroupedActivations(Staged):
     """3-bit codes with packed half arithmetic: a group's 32 activations in the order that `dot32` wants, stored as
-    those of _PackedActivations are. A lane takes two neighbouring groups: even and odd ones lie apart."""
+    those of PackedActivations are. A lane takes two neighbouring groups: even and odd ones lie apart."""
 
     @staticmethod
     def bytes(k) -> int:

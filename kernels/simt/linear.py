@@ -9,32 +9,39 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from mlcrt.kernels.arguments import weight_arguments
 from mlcrt.kernels.records import Linear
-from mlcrt.quant.scheme import Scheme
 
+from .activations import (
+    Activations,
+    NormAhead,
+    PackedActivations,
+    PrepackedActivations,
+    Staged,
+    store_packed,
+    takes_halves,
+)
 from .common import (
     Machine,
     Register,
     barrier,
     block_reduce,
     launch,
-    local,
     prim_func,
     resident,
     shared,
     strided,
     subgroup_reduce,
-    where,
 )
 from .functions import activation
+from .groups import GroupedActivations
 from .staging import described, staged_groups, tiles_with_room
+from .stream import WeightStream
+from .unstaged import Unstaged
 from .weights import Rows
 
 _REDUCTION_BYTES = 512  # shared memory left for block_reduce
@@ -168,30 +175,6 @@ class LinearKernel:
             T.buffer_store(self.y, value, [row, unit])
 
 
-PACKED_SCALE = 16.0
-PACKED_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # of the eight activations that belong to a word of codes, as `dot8` wants them
-
-
-def takes_halves(scheme: Scheme) -> bool:
-    """Whether the one-token form multiplies packed halves where the machine has a `dot8`."""
-    return scheme.bits == 4 and scheme.zero == 8 and scheme.dtype == "float16"
-
-
-def packs(scheme: Scheme, columns: int) -> bool:
-    """Whether activations of one token may come packed: as float16, divided by PACKED_SCALE, eight to a word of codes
-    in PACKED_ORDER, word w at [w % 4, w // 4], as they will lie in shared memory."""
-    return takes_halves(scheme) and columns % scheme.group == 0
-
-
-def store_packed(buffer, index, value) -> None:
-    """buffer [1, columns] f16: put element `index` of the activations (float32) where it belongs."""
-    words = int(buffer.ty.shape[1]) // 8
-    word, inside = tirx.floordiv(index, 8), tirx.floormod(index, 8)
-    at = (tirx.floormod(word, 4) * (words // 4) + tirx.floordiv(word, 4)) * 8
-    place = tirx.floormod(inside, 4) * 2 + tirx.floordiv(inside, 4)
-    T.buffer_store(buffer, tirx.Cast("float16", value * T.float32(1 / PACKED_SCALE)), [0, at + place])
-
-
 def _gemv(k: LinearKernel, tiles: LinearTiles) -> None:
     op, lanes, activations = k.op, k.machine.subgroup, _activations(k)
     tiles = tiles_with_room(k, tiles, activations.bytes(k))
@@ -216,17 +199,18 @@ def _gemv(k: LinearKernel, tiles: LinearTiles) -> None:
             return first, rows
 
         stack.enter_context(described(k, tiles, staged))
-        stream = _WeightStream(k.weights, units * k.parts, lane, k.machine, tiles.gemv_depth, count, staged is not None)
+        stream = WeightStream(k.weights, units * k.parts, lane, k.machine, tiles.gemv_depth, count, staged is not None)
         stream.begin(rows_of(0)[1])
         if staged is not None:
             staged.fetch(thread, threads)
-        norm = _NormAhead(k, thread, threads) if _NormAhead.fits(k, threads) else None
+        norm = NormAhead(k, thread, threads) if NormAhead.fits(k, threads) else None
         k.machine.follow()
         addends = [None] * units
         if count == 1 and k.machine.stream is not None:  # at the end they would wait for one another, and all for them
             first = rows_of(0)[0]
             addends = [k.addends(T.bind(tirx.min(first + u, op.units - 1))) for u in range(units)]
         x = activations(k, thread, threads, norm)
+        k.machine.divide()  # codes that are there already would be unpacked before there are registers for them
         multiply_items(k, stream, x, rows_of, count, lane, units, [{"addends": a} for a in addends])
 
 
@@ -273,311 +257,19 @@ def _shares(k: LinearKernel, tiles: LinearTiles) -> tuple[int, int, int]:
 
 def _activations(k: LinearKernel):
     """How the one-token form gets at its activations: from shared memory where that can hold them."""
-    from .groups import GroupedActivations
-
-    scheme, machine, kind = k.op.scheme, k.machine, _Activations
+    scheme, machine, kind = k.op.scheme, k.machine, Activations
     if k.op.packed_in:
-        return _PrepackedActivations
+        return PrepackedActivations
     if takes_halves(scheme) and machine.dot8 is not None:
-        kind = _PackedActivations
+        kind = PackedActivations
     if scheme.dtype == "float16" and scheme.bits == 3 and machine.dot32 is not None and k.weights.per_lane == 4:
         kind = GroupedActivations
     if kind.bytes(k) + _REDUCTION_BYTES <= machine.shared_bytes:
         return kind
-    from .unstaged import Unstaged
-
     return Unstaged
 
 
-class _WeightStream:
-    """Rows of a weight on their way to registers, `depth` loads per row ahead of their use.
-
-    `begin` issues the first loads, before the activations are even staged, since weights wait for nobody. With several
-    items the loads run on from the end of one into the next, for which depth has to divide the steps of a row.
-    """
-
-    def __init__(self, w: Rows, rows: int, lane, machine: Machine, loads: int, items: int, staged: bool):
-        self.w, self.lane, self.span, self.machine = w, lane, machine.subgroup * w.per_lane, machine
-        self.steps = -(-w.words // self.span)
-        self.depth = min(max(1, loads // rows), self.steps)
-        if items > 1:
-            self.depth = next(d for d in range(self.depth, 0, -1) if self.steps % d == 0)
-        dtype = w.scheme.float_storage if w.scheme.is_float else "uint32"
-        self.slots = [[local((w.per_lane,), dtype) for _ in range(rows)] for _ in range(self.depth)]
-        self.scales = None
-        if not w.scheme.is_float and not staged:
-            self.scales = [[local((w.lane_groups,), "float16") for _ in range(rows)] for _ in range(self.depth)]
-
-    def begin(self, rows: list) -> None:
-        for d in range(self.depth):
-            self.fetch(d, rows, T.int32(d), True)
-
-    def word(self, step):
-        return step * self.span + self.lane * self.w.per_lane
-
-    @contextlib.contextmanager
-    def inside(self, word):
-        """Guard for lanes that would read beyond the row."""
-        with where(word < self.w.words, self.w.words % self.span == 0 and self.steps % self.depth == 0):
-            yield
-
-    def fetch(self, slot: int, rows: list, step, wanted) -> None:
-        w, n = self.w, self.w.per_lane
-        buffer = w.buffers["" if w.scheme.is_float else "codes"]
-        with contextlib.ExitStack() as guard:
-            if wanted is not True:
-                guard.enter_context(T.If(wanted))
-                guard.enter_context(T.Then())
-            word = T.bind(self.word(step))
-            guard.enter_context(self.inside(word))
-            skip, at = w.place(word)
-            for r, row in enumerate(rows):
-                row = row + skip
-                index, whole = (at, 0) if n == 1 else (tirx.Ramp(at, 1, n), tirx.Ramp(0, 1, n))
-                stored = T.BufferLoad(buffer, [row, index])
-                if self.machine.stream is not None and n == 4 and not w.scheme.is_float:
-                    stored = self.machine.stream(buffer, [row, at], "uint32x4")
-                T.buffer_store(self.slots[slot][r], stored, [whole])
-                for g in range(w.lane_groups if self.scales is not None else 0):
-                    group = tirx.floordiv(at * w.per_word, w.scheme.group) + g
-                    scale = T.BufferLoad(w.buffers["scales"], [row, group])
-                    if self.machine.stream is not None:
-                        scale = self.machine.stream(w.buffers["scales"], [row, group], "float16")
-                    T.buffer_store(self.scales[slot][r], scale, [g])
-
-    def consume(self, rows: list, following, use) -> None:
-        """use(word, stored words per row, scales of their groups per row) for every step of `rows`, fetching ahead;
-        `following`: whether there is a next item, and its rows, or None."""
-        with T.serial(-(-self.steps // self.depth)) as chunk:
-            for d in range(self.depth):
-                step = T.bind(chunk * self.depth + d)
-                word = T.bind(self.word(step))
-                with self.inside(word):
-                    stored, scales = [], []
-                    for r in range(len(rows)):
-                        held = self.slots[d][r]
-                        stored.append([T.bind(T.BufferLoad(held, [i])) for i in range(self.w.per_lane)])
-                        if self.scales is not None:
-                            held = [T.BufferLoad(self.scales[d][r], [g]) for g in range(self.w.lane_groups)]
-                            scales.append([T.bind(tirx.Cast("float32", scale)) for scale in held])
-                        elif not self.w.scheme.is_float:
-                            scales.append([self.w.affine(rows[r], at)[0] for at in self.w.group_starts(word)])
-                    self.fetch_ahead(d, T.bind(step + self.depth), rows, following)
-                    use(word, stored, scales)
-                self.machine.divide()
-
-    def fetch_ahead(self, slot: int, step, rows: list, following) -> None:
-        here = step < self.steps
-        if following is None:
-            self.fetch(slot, rows, step, here)
-            return
-        more, others = following
-        chosen = [T.bind(tirx.Select(here, row, other)) for row, other in zip(rows, others, strict=True)]
-        self.fetch(slot, chosen, T.bind(tirx.Select(here, step, step - self.steps)), tirx.Or(here, more))
-
-
-class _NormAhead:
-    """The norm's weights that a thread will need, in registers before the kernel in front has ended: every block reads
-    all of them, and so only half as much is left to be read once the activations are there."""
-
-    MOST = 32  # registers
-
-    def __init__(self, k: LinearKernel, thread, threads: int):
-        self.n, words = k.weights.per_word, k.weights.words
-        self.turns = -(-words // threads)
-        self.held = local((self.turns * self.n,))
-        self.thread, self.threads, self.words = thread, threads, words
-        for turn, word in self.each():
-            for j in range(0, self.n, 4):
-                loaded = k.machine.stream(k.norm, [word * self.n + j], "uint32x4")
-                at = tirx.Ramp(turn * self.n + j, 1, 4)
-                T.buffer_store(self.held, tirx.reinterpret("float32x4", loaded), [at])
-
-    @classmethod
-    def fits(cls, k: LinearKernel, threads: int) -> bool:
-        w = k.weights
-        if k.norm is None or k.machine.stream is None or w.per_word % 4 or w.padded != w.columns:
-            return False
-        return -(-w.words // threads) * w.per_word <= cls.MOST
-
-    def each(self):
-        """(turn, word) of this thread; what is emitted in the loop runs only where there is such a word."""
-        for turn in range(self.turns):
-            word = T.bind(turn * self.threads + self.thread)
-            with where(word < self.words, (turn + 1) * self.threads <= self.words):
-                yield turn, word
-
-    def values(self, turn: int) -> list:
-        return [T.BufferLoad(self.held, [turn * self.n + j]) for j in range(self.n)]
-
-
-class _Staged:
-    """The token's activations in shared memory, in the order of the packed words.
-
-    `factor` multiplies every dot product: 1/rms, found in the same pass, and any scaling of the stored values.
-    """
-
-    def __init__(self, k: LinearKernel, thread, threads: int, norm: _NormAhead | None = None):
-        self.k, self.w = k, k.weights
-        squares = Register(T.float32(0))
-        self.allocate()
-        if norm is None:
-            with strided(self.w.words, thread, threads) as word:
-                self.stage(word, self.read(word, squares))
-        else:
-            for turn, word in norm.each():
-                self.stage(word, self.read(word, squares, norm.values(turn)))
-        if k.norm is None:
-            barrier()
-            self.factor = T.float32(1)
-        else:
-            whole = block_reduce(k.machine, squares.get(), lambda a, b: a + b, threads, thread)
-            self.factor = k.inverse_rms(whole)
-
-    def read(self, word, squares: Register, norm: list | None = None) -> list:
-        """The activations of one word, zero beyond the columns; adds their squares (before the norm's weight). `norm`:
-        the norm's weights if they are here already."""
-        k, w = self.k, self.w
-        n = w.per_word
-        start = T.bind(word * n)
-        width = next(v for v in (4, 2, 1) if n % v == 0 and k.op.columns % v == 0)
-        values = []
-        for j in range(0, n, width):
-            chunk = local((width,))
-            index = start + j if width == 1 else tirx.Ramp(start + j, 1, width)
-            at = 0 if width == 1 else tirx.Ramp(0, 1, width)
-            inside = start + j < k.op.columns
-            for i in range(width):
-                T.buffer_store(chunk, T.float32(0), [i])
-            weight = local((width,)) if k.norm is not None and norm is None else None
-            with contextlib.ExitStack() as guard:
-                if w.padded != k.op.columns:
-                    guard.enter_context(T.If(inside))
-                    guard.enter_context(T.Then())
-                T.buffer_store(chunk, T.BufferLoad(k.x, [0, index]), [at])
-                if weight is not None:
-                    T.buffer_store(weight, T.BufferLoad(k.norm, [index]), [at])
-                if k.norm is not None:
-                    for i in range(width):
-                        value = T.bind(T.BufferLoad(chunk, [i]))
-                        squares.add(value * value)
-                        factor = T.BufferLoad(weight, [i]) if norm is None else norm[j + i]
-                        T.buffer_store(chunk, value * factor, [i])
-            values += [T.BufferLoad(chunk, [i]) for i in range(width)]
-        return values
-
-
-class _Activations(_Staged):
-    """Any scheme: [element of word, word] in the scheme's float type, and the sum of each word's activations where
-    weights have an offset. Lane l reads words n * l + v: those with equal v lie together, against bank conflicts."""
-
-    @staticmethod
-    def bytes(k: LinearKernel) -> int:
-        """Of shared memory."""
-        w, scheme = k.weights, k.op.scheme
-        return w.padded * (2 if scheme.dtype == "float16" else 4) + 4 * w.words * scheme.asymmetric
-
-    def allocate(self) -> None:
-        scheme = self.k.op.scheme
-        self.apart = 1 if scheme.is_float else self.w.per_lane
-        self.x = shared((self.w.per_word, self.w.words), scheme.dtype)
-        self.sums = shared((self.w.words,)) if scheme.asymmetric else None
-
-    def place(self, word):
-        return tirx.floormod(word, self.apart) * (self.w.words // self.apart) + tirx.floordiv(word, self.apart)
-
-    def stage(self, word, values: list) -> None:
-        total, place = Register(T.float32(0)), T.bind(self.place(word))
-        for j, value in enumerate(values):
-            stored = T.bind(tirx.Cast(self.k.op.scheme.dtype, value))
-            T.buffer_store(self.x, stored, [j, place])
-            if self.sums is not None:  # of what is multiplied: rounding must not act as an offset
-                total.add(tirx.Cast("float32", stored))
-        if self.sums is not None:
-            T.buffer_store(self.sums, total.get(), [place])
-
-    def word(self, at) -> tuple[list, object]:
-        """The activations of the word at `at` in float32, and their sum where weights have an offset."""
-        at = T.bind(self.place(at))
-        values = [T.bind(tirx.Cast("float32", T.BufferLoad(self.x, [j, at]))) for j in range(self.w.per_word)]
-        return values, None if self.sums is None else T.BufferLoad(self.sums, [at])
-
-    def partial_dots(self, rows: list, stored: list, scales: list, word) -> list:
-        """Per row the sum over `per_lane` words from `word` of weight * activation."""
-        w, dots = self.w, []
-        for g, first in enumerate(w.group_starts(word)):
-            partial = [Register(T.float32(0)) for _ in rows]
-            offset_sum = Register(T.float32(0)) if w.scheme.asymmetric else None
-            for v in range(w.per_lane // w.lane_groups):
-                at = first + v
-                values, total = self.word(at)
-                for r, row in enumerate(rows):
-                    code_word = stored[r][g * w.per_lane // w.lane_groups + v]
-                    for value, code in zip(values, w.values(code_word, row, at, w.scheme.zero or 0), strict=True):
-                        partial[r].add(code * value)
-                if offset_sum is not None:
-                    offset_sum.add(total)
-            if not scales:
-                return [p.get() for p in partial]
-            sums = [scale[g] * p.get() for scale, p in zip(scales, partial, strict=True)]
-            if offset_sum is not None:
-                offsets = [w.offset(row, first, scale[g]) for row, scale in zip(rows, scales, strict=True)]
-                sums = [s + o * offset_sum.get() for s, o in zip(sums, offsets, strict=True)]
-            dots.append(sums)
-        return [reduce(add, each) for each in zip(*dots, strict=True)]
-
-
-class _PackedActivations(_Staged):
-    """Symmetric 4-bit codes with packed half arithmetic: eight float16 a word in the order that `dot8` wants.
-
-    Values are stored divided by 16, so that the half-precision sum of eight products cannot overflow for activations
-    below 30,000. Lane l reads word 4*l + v of its row: words with equal v lie together, which avoids bank conflicts.
-    """
-
-    @staticmethod
-    def bytes(k: LinearKernel) -> int:
-        return 2 * k.weights.padded
-
-    def allocate(self) -> None:
-        self.x = shared((4, self.w.words // 4, 8), "float16")
-
-    def stage(self, word, values: list) -> None:
-        slot = [tirx.floormod(word, 4), tirx.floordiv(word, 4)]
-        packed = local((8,), "float16")
-        for i, j in enumerate(PACKED_ORDER):
-            T.buffer_store(packed, tirx.Cast("float16", values[j] * T.float32(1 / PACKED_SCALE)), [i])
-        T.buffer_store(self.x, T.BufferLoad(packed, [tirx.Ramp(0, 1, 8)]), [*slot, tirx.Ramp(0, 1, 8)])
-
-    def partial_dots(self, rows: list, stored: list, scales: list, word) -> list:
-        group = T.bind(tirx.floordiv(word, 4))
-        partial = [Register(T.float32(0)) for _ in rows]
-        for v in range(4):
-            x = T.bind(T.BufferLoad(self.x, [v, group, tirx.Ramp(0, 1, 8)]))
-            for r in range(len(rows)):
-                partial[r].add(self.k.machine.dot8(stored[r][v], x))
-        return [s[0] * p.get() * T.float32(PACKED_SCALE) for s, p in zip(scales, partial, strict=True)]
-
-
-class _PrepackedActivations(_PackedActivations):
-    """Packed by the kernel that made them (see `packs`): they are only copied."""
-
-    def __init__(self, k: LinearKernel, thread, threads: int, norm: None = None):
-        self.k, self.w, self.factor = k, k.weights, T.float32(1)
-        self.allocate()
-        words, held = k.weights.words, []
-        for first in range(0, words, threads):  # all loads are under way before the first is used
-            word = T.bind(tirx.min(first + thread, words - 1))
-            eight = local((8,), "float16")
-            loaded = k.machine.stream(k.x, [0, word * 8], "float16x8")
-            T.buffer_store(eight, loaded, [tirx.Ramp(0, 1, 8)])
-            held.append((word, eight))
-        for word, eight in held:
-            to = [tirx.floordiv(word, words // 4), tirx.floormod(word, words // 4), tirx.Ramp(0, 1, 8)]
-            T.buffer_store(self.x, T.BufferLoad(eight, [tirx.Ramp(0, 1, 8)]), to)
-        barrier()
-
-
-def _row_dots(k: LinearKernel, stream: _WeightStream, x: _Staged, rows: list, following) -> list:
+def _row_dots(k: LinearKernel, stream: WeightStream, x: Staged, rows: list, following) -> list:
     """Dot products of the rows with the staged activations; every lane has the results."""
     totals = [Register(T.float32(0)) for _ in rows]
 

@@ -7,11 +7,11 @@ from operator import add
 
 from tvm.script.ir_builder import tirx as T
 
+from .activations import Activations
 from .common import Register, barrier
-from .linear import _Activations
 
 
-class Unstaged(_Activations):
+class Unstaged(Activations):
     """Keeps nothing: every subgroup reads the token again, which caches serve. Same numbers as staging, in float32."""
 
     def __init__(self, k, thread, threads: int, norm=None):
