@@ -14,7 +14,7 @@ from mlcrt.compile import compile_model
 from mlcrt.dist import open_dist
 from mlcrt.errors import MlcrtError, UsageError
 from mlcrt.runtime.engine import Engine
-from mlcrt.targets import cuda, parse_targets
+from mlcrt.targets import ProbeResult, cuda, parse_targets
 from mlcrt.targets.cuda import fatbin
 
 PTX, ELF = 1, 2
@@ -226,7 +226,10 @@ def test_a_missing_cuda_runtime_is_one_sentence(monkeypatch):
         raise OSError(f"{name}: cannot open shared object file")
 
     monkeypatch.setattr(device.ctypes, "CDLL", missing)
-    with pytest.raises(MlcrtError, match=r"libcudart\.so\.13.*pip install"):
-        device.CudaRuntime()
     result = device.probe()
     assert not result.available and "driver" in result.reason
+    with pytest.raises(MlcrtError, match="^no NVIDIA driver .* choose another --device$"):
+        device.CudaRuntime()
+    monkeypatch.setattr(device, "probe", lambda: ProbeResult(True, [{"id": "cuda:0"}]))
+    with pytest.raises(MlcrtError, match=r"libcudart\.so\.13.*pip install"):
+        device.CudaRuntime()

@@ -38,7 +38,7 @@ def test_no_library_has_code_for_the_gpu(hip):
     assert str(caught.value) == (
         "dist/x/rocm/lib.so was compiled for gfx1030+gfx1200@cov5 and this machine lacks a GPU of gfx1030 or gfx1200 "
         "(rocm:0 is gfx1100, rocm:1 is gfx1151, rocm:2 is gfx942); compile it here with "
-            "mlcrt compile dist/x --target rocm"
+        "mlcrt compile dist/x --target rocm"
     )
     with pytest.raises(MlcrtError, match=r"a GPU of gfx1100 \(rocm:1 is gfx1151\); .* --target rocm:1$"):
         pick(folder("gfx1100"), "rocm:1")
