@@ -95,8 +95,9 @@ class DeviceRuntime:
         """Bytes per second that the device moves between its memory and its cores, measured now; None: not known."""
         return None
 
-    def multiply_adds(self) -> float | None:
-        """Float32 multiply-adds per second of the device, measured now, where they may be what limits a step."""
+    def multiply_adds(self, features: list[str]) -> float | None:
+        """Float32 multiply-adds per second of the device, measured now, where they may be what limits a step of a
+        library that needs `features`."""
         return None
 
     def stopwatch(self) -> Stopwatch:

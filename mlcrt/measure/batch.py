@@ -1,8 +1,8 @@
 """What many clients get together: their tokens per second against one client's, through the scheduler that serves them.
 
 A step reads every weight once for all its answers, and multiplies it once for each. So a step takes at least (bytes
-read) / (the device's read bandwidth, measured) and on a CPU at least (multiply-adds) / (the speed of NumPy's own
-float32 matrix product here, which is near what the cores can do).
+read) / (the device's read bandwidth, measured) and on a CPU without tile registers at least (multiply-adds) / (the
+speed of NumPy's own float32 matrix product here, which is near what the cores can do).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def bench_batch(
         runs = {count: [run(count, prompt_tokens, generate) for _ in range(repeat)] for count in counts}
         peak = machine.peak_memory()  # before the large arrays below
         report("the device's memory bandwidth, and the speed of a matrix product where that may matter")
-        bandwidth, speed = engine.runtime.read_bandwidth(), engine.runtime.multiply_adds()
+        bandwidth, speed = engine.runtime.read_bandwidth(), engine.runtime.multiply_adds(engine.features)
         one = bytes_per_token(engine.config, engine.memory, engine.context * clients, prompt_tokens + generate / 2)
         kv = engine.memory["kv"] * (prompt_tokens + generate / 2) / (engine.context * clients)
         results = {}

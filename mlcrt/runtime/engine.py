@@ -123,6 +123,11 @@ class LoadedModel:
         return self._runtime
 
     @property
+    def features(self) -> list[str]:
+        """What the library needs of the machine, by the target's names."""
+        return list(self._entry["features"])
+
+    @property
     def device_bytes(self) -> int | None:
         """Device memory taken since before loading; None where the driver does not tell."""
         used = self._runtime.used_bytes()

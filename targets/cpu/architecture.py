@@ -14,6 +14,7 @@ from mlcrt.targets.platforms import DEFAULT, PLATFORMS, host_platform, host_syst
 from .amx import tile_registers
 
 AMX = "x86-64-v4-amx"
+AMX_PRODUCT = "amx_bf16"  # the flag of products of bfloat16 tiles
 # Flags as Linux prints them in /proc/cpuinfo → the name LLVM gives the feature.
 _LEVELS = {
     "x86-64": {},
@@ -63,7 +64,7 @@ class CpuArch:
     @property
     def amx(self) -> bool:
         """Whether there are tile registers with products of bfloat16."""
-        return "amx_bf16" in self.features
+        return AMX_PRODUCT in self.features
 
     @property
     def native_f16(self) -> bool:

@@ -12,7 +12,7 @@ from mlcrt.errors import UsageError
 from mlcrt.targets import ProbeResult
 from mlcrt.targets.device import DeviceRuntime
 
-from .architecture import attributes, host_flags
+from .architecture import AMX_PRODUCT, attributes, host_flags
 
 ALIGNMENT = 64  # what generated code assumes of every buffer
 
@@ -56,7 +56,9 @@ class CpuRuntime(DeviceRuntime):
 
         return machine.read_bandwidth()
 
-    def multiply_adds(self) -> float | None:
+    def multiply_adds(self, features: list[str]) -> float | None:
+        if AMX_PRODUCT in features:
+            return None  # tile registers multiply far faster than vectors, and than weights are read
         from mlcrt.measure import machine
 
         return machine.multiply_adds()
