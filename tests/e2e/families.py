@@ -20,6 +20,7 @@ import numpy as np
 
 CONTEXTS, MORE = (1, 17, 513, 4097), 2
 ROOM = 8192  # positions, where a case's own limit is below
+LIMITS = {"max_position_embeddings", "original_max_position_embeddings"}
 SCHEMED = "llama3_gqa7"  # the case that is made in every scheme
 EXPECTED = "expected.npz"
 
@@ -59,9 +60,10 @@ def make(folder: Path, target: str, only: list[str]) -> None:
         name = f"{case}-{scheme}"
         source = tiny.make_tiny(case, folder / "checkpoints" / case)
         config = json.loads((source / "config.json").read_text())
-        if config["max_position_embeddings"] < ROOM:
-            config["max_position_embeddings"] = ROOM
-            (source / "config.json").write_text(json.dumps(config))
+        for limits in (config, config.get("rope_parameters") or config.get("rope_scaling") or {}):
+            for key in LIMITS & limits.keys():
+                limits[key] = max(limits[key], ROOM)
+        (source / "config.json").write_text(json.dumps(config))
         dist = compile_model(source, scheme, target, out=folder / name, slots=0)
         reference = folder / "references" / name
         reference.mkdir(parents=True)
