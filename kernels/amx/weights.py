@@ -21,7 +21,7 @@ def serves(scheme) -> bool:
     return not scheme.is_float and scheme.group == DEPTH and scheme.dtype == "float16"
 
 
-def bfloat16(value: float) -> int:
+def _bfloat16(value: float) -> int:
     """Bits of a value that bfloat16 holds exactly."""
     bits = int(np.float32(value).view(np.uint32))
     assert bits & 0xFFFF == 0
@@ -36,29 +36,30 @@ def order(scheme) -> list[int]:
 
 
 class WeightTiles:
-    """`rows` as tiles. scratch: uint32 vectors of 16 rows that `prepare` fills for a block of 16 rows."""
+    """`rows` as tiles. turned: of a block of 16 rows what a group has few of, as vectors, once `prepare` has run."""
 
     def __init__(self, rows: Rows):
         self.w, self.scheme = rows, rows.scheme
-        self.groups = rows.words * rows.per_word // DEPTH
-        self.parts = {"scales": (1, "float32")}  # what `prepare` turns: vectors of a group
+        self.groups = rows.padded // DEPTH
+        parts = {"scales": (1, "float32")}  # what `prepare` turns: vectors of a group
         if self.scheme.asymmetric:
-            self.parts["mins"] = (1, "float32")
+            parts["mins"] = (1, "float32")
         if self.scheme.bits == 3:
-            self.parts |= {"codes": (2, "uint32"), "high": (1, "uint32")}
-        self.turned = {}
-        for part, (vectors, dtype) in self.parts.items():
-            self.turned[part] = T.alloc_buffer((vectors * self.groups * ROWS,), dtype, scope="global")
+            parts |= {"codes": (2, "uint32"), "high": (1, "uint32")}
+        self.turned = {
+            part: T.alloc_buffer((vectors * self.groups * ROWS,), dtype, scope="global")
+            for part, (vectors, dtype) in parts.items()
+        }
 
     def prepare(self, row0) -> None:
         """Turn what a group has few of, for rows row0 … row0 + 15: element i of row n to i * 16 + n."""
-        for part, (vectors, _) in self.parts.items():
-            self._turn(part, row0, vectors * self.groups, self.turned[part])
+        for part, out in self.turned.items():
+            self._turn(part, row0, int(out.shape[0]) // ROWS, out)
 
     def unpack(self, row0, group, out, at) -> None:
         """The tile of one group at uint16 element `at` of `out`."""
-        rows = [_q8, _q4, _q3][[8, 4, 3].index(self.scheme.bits)](self, row0, group)
-        for p, pairs in enumerate(rows):
+        codes = {8: _q8, 4: _q4, 3: _q3}[self.scheme.bits]
+        for p, pairs in enumerate(codes(self, row0, group)):
             store(out, pairs, [], at + p * DEPTH, DEPTH)
 
     def prefetch(self, row0, group) -> None:
@@ -128,7 +129,7 @@ def _shift(value, bits: int, kind: str = "uint16", lanes: int = 32):
 
 
 def _table(scheme, codes: int) -> list[int]:
-    return [bfloat16(i % codes - (scheme.zero or 0)) for i in range(32)]
+    return [_bfloat16(i % codes - (scheme.zero or 0)) for i in range(32)]
 
 
 def _q4(tiles: WeightTiles, row0, group) -> list:

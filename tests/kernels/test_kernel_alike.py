@@ -8,35 +8,31 @@ import harness
 import numpy as np
 import pytest
 from harness import build, call, error, label, machine, pairwise, random_weight, unwritten
+from linear_case import FUSIONS, record
 from test_kernel_attention import BLOCKS, history, reference
-from test_kernel_linear import EPS, STORED, TOLERANCE
+from test_kernel_linear import STORED, TOLERANCE
 
 from mlcrt.kernels.arguments import BLOCK
 from mlcrt.kernels.records import Attention
 from mlcrt.kernels.simd.attention import attention, rope_append
 from mlcrt.kernels.simd.choose import choose
 from mlcrt.kernels.simd.elementwise import rotary_tables
-from mlcrt.kernels.simd.linear import Linear, linear
+from mlcrt.kernels.simd.linear import linear
 
 LINEAR = pairwise(
     scheme=STORED,
     rows=(1, 3, 34),
     columns=(33, 96, 576),
     level=harness.LEVELS,
-    norm=(True, False),
-    bias=(True, False),
-    gate=(None, "silu", "gelu_tanh"),
-    residual=(True, False),
+    **FUSIONS,
 )[:16]
 
 
 @pytest.mark.parametrize("case", LINEAR, ids=label)
 def test_a_token_does_not_notice_the_others(case):
-    scheme, columns, gate = case["scheme"], case["columns"], case["gate"]
-    rows = 2 * case["rows"] if gate else case["rows"]
-    single = Linear(
-        scheme, rows, columns, 1, EPS if case["norm"] else None, case["bias"], gate, case["residual"] and not gate
-    )
+    scheme, columns = case["scheme"], case["columns"]
+    single = record(case | {"residual": case["residual"] and not case["gate"]}, case["rows"], 1)
+    rows = single.rows
     tiles = machine(case["level"])[1].linear
     one = build(linear(single, tiles), case["level"])
     many = build(linear(dataclasses.replace(single, tokens=None, alike=True), tiles), case["level"])

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tvm
-from harness import ACTIVATIONS, build, call, error, label, machine, pairwise, random_weight, unwritten
-from test_kernel_linear import EPS, STORED
+from harness import build, call, error, label, machine, pairwise, random_weight, unwritten
+from linear_case import FUSIONS, complete, record
+from test_kernel_linear import STORED
 
 from mlcrt.errors import UsageError
 from mlcrt.kernels.amx import AmxLibrary, AmxTiles
@@ -25,40 +26,23 @@ LINEAR = pairwise(
     scheme=[s for s in STORED if serves(s)],
     units=(16, 17, 34, 503),
     columns=(33, 96, 300, 576, 1536),
-    norm=(True, False),
-    bias=(True, False),
-    gate=(None, "silu", "gelu_tanh"),
-    residual=(True, False),
+    **FUSIONS,
 )[:16]
 
 
 @pytest.mark.parametrize("case", LINEAR, ids=label)
 def test_linear(case):
-    scheme, columns, gate = case["scheme"], case["columns"], case["gate"]
-    rows = 2 * case["units"] if gate else case["units"]
-    op = Linear(scheme, rows, columns, None, EPS if case["norm"] else None, case["bias"], gate, case["residual"])
+    op = record(case, case["units"], None)
     kernel = build(linear(op, machine(AMX)[1].linear, AmxTiles()), AMX)
-    draw = np.random.default_rng(rows * columns)
-    parts, weights = random_weight(draw, scheme, rows, columns)
-    x = draw.standard_normal((max(COUNTS), columns)).astype(np.float32) * np.float32(3)
-    shared, expected = [*parts.values()], x.astype(np.float64)
-    if case["norm"]:
-        shared.append(draw.uniform(0.5, 1.5, columns).astype(np.float32))
-        expected = expected / np.sqrt((expected**2).mean(axis=1, keepdims=True) + EPS) * shared[-1]
-    expected = expected @ weights.T
-    if case["bias"]:
-        shared.append(draw.standard_normal(rows).astype(np.float32))
-        expected = expected + shared[-1]
-    if gate:
-        expected = ACTIVATIONS[gate](expected[:, : op.units]) * expected[:, op.units :]
-    residual = []
-    if case["residual"]:
-        residual = [draw.standard_normal(expected.shape).astype(np.float32)]
-        expected = expected + residual[0]
-    *inputs, together = call(kernel, x, *shared, *residual, unwritten(*expected.shape))
+    draw = np.random.default_rng(op.rows * op.columns)
+    parts, weights = random_weight(draw, op.scheme, op.rows, op.columns)
+    x = draw.standard_normal((max(COUNTS), op.columns)).astype(np.float32) * np.float32(3)
+    arguments, expected = complete(op, draw, x, parts, weights)
+    *inputs, together = call(kernel, *arguments, unwritten(*expected.shape))
     assert error(together, expected) <= TOLERANCE
-    for given, after in zip([x, *shared, *residual], inputs, strict=True):
+    for given, after in zip(arguments, inputs, strict=True):
         np.testing.assert_array_equal(given, after)
+    shared, residual = (arguments[1:-1], arguments[-1:]) if op.residual else (arguments[1:], [])
     for n in COUNTS:
         y = call(kernel, x[:n], *shared, *(r[:n] for r in residual), unwritten(n, op.units))[-1]
         np.testing.assert_array_equal(y, together[:n])

@@ -5,17 +5,17 @@ from __future__ import annotations
 import harness
 import numpy as np
 import pytest
-from harness import ACTIVATIONS, build, call, error, label, machine, pairwise, random_weight, unwritten
+from harness import build, call, error, label, machine, pairwise, random_weight, unwritten
+from linear_case import complete, record
 from moe_case import Case
 
-from mlcrt.kernels.records import Linear, Moe
+from mlcrt.kernels.records import Moe
 from mlcrt.kernels.simd.linear import linear
 from mlcrt.kernels.simd.moe import moe
 from mlcrt.quant.scheme import SCHEMES
 
 TOLERANCE = 2e-4
 STORED = [s for s in SCHEMES.values() if s.layout == "NK"]  # KN weights are turned when they are loaded
-EPS = 1e-5
 
 LINEAR = pairwise(
     scheme=STORED,
@@ -38,30 +38,13 @@ def test_the_cases_cover_what_they_should():
 
 @pytest.mark.parametrize("case", LINEAR, ids=label)
 def test_linear(case):
-    scheme, columns, gate = case["scheme"], case["columns"], case["gate"]
-    rows = 2 * case["rows"] if gate else case["rows"]
-    op = Linear(
-        scheme, rows, columns, 1 if case["decode"] else None, EPS if case["norm"] else None, case["bias"], gate,
-        case["residual"],
-    )  # fmt: skip
+    op = record(case, case["rows"], 1 if case["decode"] else None)
     kernel = build(linear(op, machine(case["level"])[1].linear), case["level"])
-    draw = np.random.default_rng(rows * columns)
-    parts, weights = random_weight(draw, scheme, rows, columns)
+    draw = np.random.default_rng(op.rows * op.columns)
+    parts, weights = random_weight(draw, op.scheme, op.rows, op.columns)
     for n in (1,) if case["decode"] else (1, 2, 5, 37):
-        x = draw.standard_normal((n, columns)).astype(np.float32) * np.float32(3)
-        arguments, expected = [x, *parts.values()], x.astype(np.float64)
-        if case["norm"]:
-            arguments.append(draw.uniform(0.5, 1.5, columns).astype(np.float32))
-            expected = expected / np.sqrt((expected**2).mean(axis=1, keepdims=True) + EPS) * arguments[-1]
-        expected = expected @ weights.T
-        if case["bias"]:
-            arguments.append(draw.standard_normal(rows).astype(np.float32))
-            expected = expected + arguments[-1]
-        if gate:
-            expected = ACTIVATIONS[gate](expected[:, : rows // 2]) * expected[:, rows // 2 :]
-        if case["residual"]:
-            arguments.append(draw.standard_normal(expected.shape).astype(np.float32))
-            expected = expected + arguments[-1]
+        x = draw.standard_normal((n, op.columns)).astype(np.float32) * np.float32(3)
+        arguments, expected = complete(op, draw, x, parts, weights)
         *inputs, y = call(kernel, *arguments, unwritten(*expected.shape))
         assert error(y, expected) <= TOLERANCE, f"{n} tokens"
         for given, after in zip(arguments, inputs, strict=True):
