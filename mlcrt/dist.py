@@ -94,10 +94,15 @@ def _damaged(file: Path) -> MlcrtError:
     return MlcrtError(f"{file} is damaged; make the folder again with mlcrt compile")
 
 
+def compile_again(dist: Dist, slot: str) -> str:
+    """What to do about a library that cannot be used, the end of a sentence."""
+    return f"compile again with mlcrt compile {dist.path} --target {slot}"
+
+
 def check_target(dist: Dist, target: str) -> dict:
     """The manifest's entry of a slot, after checking that its library fits the params and this runtime."""
     entry = dist.manifest["targets"].get(target)
-    again = f"compile again with mlcrt compile {dist.path} --target {target}"
+    again = compile_again(dist, target)
     if entry is None:
         have = ", ".join(dist.manifest["targets"]) or "none"
         raise MlcrtError(f"{dist.path} has no library for {target} (it has: {have}); {again}")

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mlcrt.dist import LIBRARY_ABI, Dist, open_dist, sha256
+from mlcrt.dist import LIBRARY_ABI, Dist, compile_again, open_dist, sha256
 from mlcrt.models import parameters
 from mlcrt.runtime.memory import DEFAULT_CONTEXT
 from mlcrt.select import why_not
@@ -80,7 +80,7 @@ def _reason(dist: Dist, slot: str, entry: dict, there: bool, intact: bool) -> st
     module = all_targets().get(name)
     if module is None:
         return f"this mlcrt does not know the target {name}; update it"
-    again = f"compile again with mlcrt compile {dist.path} --target {slot}"
+    again = compile_again(dist, slot)
     if not there:
         return f"its file is missing; {again}"
     if not intact:

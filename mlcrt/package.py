@@ -19,7 +19,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-from mlcrt.dist import MANIFEST, Dist, open_dist, sha256
+from mlcrt.dist import MANIFEST, Dist, compile_again, open_dist, sha256
 from mlcrt.errors import MlcrtError, UsageError
 from mlcrt.scratch import scratch_folder, sweep
 from mlcrt.select import slots_of
@@ -108,7 +108,7 @@ def chosen_slots(dist: Dist, targets: str | None) -> list[str]:
 
 def _checked_library(dist: Dist, slot: str) -> str:
     entry = dist.manifest["targets"][slot]
-    again = f"compile again with mlcrt compile {dist.path} --target {slot}"
+    again = compile_again(dist, slot)
     library = dist.path / entry["library"]
     if not library.is_file():
         raise MlcrtError(f"{library} is missing; {again}")
