@@ -111,7 +111,7 @@ function quote(reader) {
     if (QUOTE.test(line)) {
       inner.push(line.replace(QUOTE, ""));
       lazy = continuesParagraph(inner);
-    } else if (lazy && !blank(line) && !startsBlock(line)) inner.push(line);
+    } else if (lazy && !blank(line) && !startsBlock(line) && !startsItem(line)) inner.push(line);
     else break;
     reader.at += 1;
   }
@@ -128,6 +128,12 @@ function continuesParagraph(lines) {
     line = next;
   }
   return !blank(line) && !HEADING.test(line) && !openFence(line) && !isRule(line);
+}
+
+/** Whether a line begins an item; where it would interrupt a paragraph, an empty one or a number above 1 does not. */
+function startsItem(line) {
+  const item = ITEM.exec(line);
+  return Boolean(item && item[1].length < 4);
 }
 
 /** Whether a line begins something that ends a paragraph before it. */

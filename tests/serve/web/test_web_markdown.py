@@ -35,7 +35,7 @@ SAME = [
     "&amp; &lt; &copy; &#65; &#x41; &nope;", "a &", "* * *", "---", "_ _ _", "- a\n- b\n- c", "- a\n\n- b",
     "* a\n  * b\n    * c", "1. a\n2. b", "3) c\n4) d", "- a\n\n  para\n- b", "1. a\n   - b\n   - c\n2. d",
     "- a\n- b\n\n\n- c", "- ```\n  code\n  ```\n- x", "-\n  foo", "- a\n* b\n+ c", "text\n- list", "text\n1. list",
-    "text\n2. no list", "> a\n> b", "> a\nlazy", "> - a\n> - b", "> > nested\n> back", "> a\n\n> b", "```\ncode\n```",
+    "text\n2. no list", "> a\n> b", "> a\nlazy", "> a\n*", "> a\n2. b", "> a\n    *", "> - a\n> - b", "> > nested\n> back", "> a\n\n> b", "```\ncode\n```",
     "```py\nx < y & z\n```", "~~~\n```\n~~~", "````\n```\n````", "```\nopen", "text\n```\ncode\n```\ntext",
     "| a | b |\n|---|:-:|\n| 1 | 2 |", "a | b\n-|-:\n1 | 2\n3 |", "| a |\n|---|\n| `x` \\| y |",
     "no | table\nhere | too", "[a](http://b.c/d)", '[a](http://b.c "title")', "[a](<http://b.c/d e>)",
