@@ -207,6 +207,7 @@ async function answer(conversation, question) {
   if (!modelName(conversation)) await lookForModels(true);
   run.settings.model = modelName(conversation);
   await run.go();
+  if (state.leaving) return; // keepAnswers wrote down what came, recover() says why it ends
   const replaced = state.runs.get(conversation.id) !== run; // by an edit or another try while it ran
   if (!replaced) state.runs.delete(conversation.id);
   conversation.updated = Date.now();
@@ -390,7 +391,13 @@ async function start() {
   fit(prompt);
   if (!coarse()) prompt.focus();
   window.addEventListener("popstate", followAddress);
-  window.addEventListener("pagehide", () => keepAnswers(true));
+  window.addEventListener("pagehide", () => {
+    keepAnswers(true);
+    state.leaving = true;
+  });
+  window.addEventListener("pageshow", () => {
+    state.leaving = false; // back from the browser's cache of pages
+  });
   setInterval(() => state.runs.size && keepAnswers(), KEEP_MS);
   if (!kept) notice("This browser stores nothing for this page, so conversations end with the tab. Export what you want to keep.");
   document.documentElement.dataset.ready = "true";

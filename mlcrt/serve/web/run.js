@@ -4,6 +4,7 @@ import { ServerError, streamChat } from "./api.js";
 import { messagesFor } from "./conversation.js";
 
 const MAX_WAITS = 5; // how often a busy server is asked again without being told to
+const LEAVE_MS = 300; // a reload breaks the connection, and the page may hear of that before it hears of the reload
 const LEAST_SPAN_S = 0.05; // below it a rate would be noise
 
 export class Run {
@@ -42,6 +43,7 @@ export class Run {
         }
         const busy = error instanceof ServerError && error.kind === "busy";
         if (busy && error.retryAfter !== null && this.waits < MAX_WAITS && (await this.hold(error.retryAfter))) continue;
+        if (["offline", "broken"].includes(error.kind)) await new Promise((resolve) => setTimeout(resolve, LEAVE_MS));
         if (this.stopped) {
           this.node.state = "stopped";
           break;

@@ -67,6 +67,12 @@ def test_killed_tab(page, server):
     assert answer.left.wait(WAIT_S)
 
 
+ALIVE = """
+    return Object.entries(localStorage).some(([key, record]) =>
+        key.startsWith("mlcrt.live.") && Date.now() - JSON.parse(record).at < 8000);
+"""
+
+
 def test_closed_tab_is_told_from_a_busy_one(page, server):
     """An answer of a closed tab is there at once in the next; one that still arrives elsewhere is left alone."""
     first = page.driver.current_window_handle
@@ -75,6 +81,12 @@ def test_closed_tab_is_told_from_a_busy_one(page, server):
     answer = server.next(Answer("Still", held=True))
     page.send("Hello")
     page.shows("Still")
+    page.until(lambda: page.js(ALIVE), "the tab did not write down what it receives")
+    # A tab that is closed says so; the browser may end it before that is written, and then its record grows old.
+    page.js("window.dispatchEvent(new PageTransitionEvent('pagehide'))")
+    assert not page.js(ALIVE)
+    page.js("window.dispatchEvent(new PageTransitionEvent('pageshow'))")
+    page.until(lambda: page.js(ALIVE), "the tab that came back does not write on")
     second = page.driver.current_window_handle
     page.driver.switch_to.window(first)
     page.reload()
@@ -85,8 +97,7 @@ def test_closed_tab_is_told_from_a_busy_one(page, server):
     page.shows("Still going")
     page.driver.close()
     page.driver.switch_to.window(first)
-    gone = "return Object.entries(localStorage).some(([k, v]) => k.startsWith('mlcrt.live.') && JSON.parse(v).at === 0)"
-    page.until(lambda: page.js(gone), "the closed tab did not say that it is gone")
+    page.until(lambda: not page.js(ALIVE), "the closed tab counts as alive")
     page.reload()
     page.shows("Still going")
     assert page.note().startswith("The page was closed while this answer arrived.")
@@ -113,6 +124,58 @@ def test_rename_delete_undo_search(page, server):
     page.press("Delete “Apples?”")
     page.reload()
     assert page.titles() == ["Ships"]
+
+
+def test_changes_cut_off_by_a_reload(page, server):
+    """A reload aborts what IndexedDB has begun; here it never ends: what was shown comes back all the same."""
+    for text in ("Apples?", "Boats?", "Cats?"):
+        server.next(Answer("Yes."))
+        page.ask(text)
+        page.press("New conversation")
+    page.js("""
+        const real = IDBDatabase.prototype.transaction;
+        IDBDatabase.prototype.transaction = function (table, mode) {
+            if (mode !== "readwrite") return real.call(this, table, mode);
+            const never = { put() {}, delete() {}, transaction: {} };
+            return { objectStore: () => never };
+        };
+    """)
+    page.press("Delete “Apples?”")
+    page.press("Rename “Boats?”")
+    page.keys(Keys.CONTROL, "a")
+    page.keys("Ships", Keys.ENTER)
+    for times in range(2):  # and what was recovered stays so
+        page.reload()
+        assert page.titles() == ["Cats?", "Ships"], times
+        assert page.js("return Object.keys(localStorage).filter((key) => key.startsWith('mlcrt.pending.'))") == []
+
+
+def test_change_of_a_crashed_tab_yields_to_a_later_one(page, server):
+    """What a tab that is gone left undone is done, unless the conversation went on elsewhere since."""
+    for text in ("Apples?", "Boats?"):
+        server.next(Answer("Yes."))
+        page.ask(text)
+        page.press("New conversation")
+    page.js("""
+        for (const row of document.querySelectorAll("#list li")) {
+            const at = row.innerText.includes("Boats") ? Date.now() - 60000 : 1;
+            const record = { tab: "gone", at, id: row.dataset.id, conversation: null };
+            localStorage["mlcrt.pending.gone." + row.dataset.id] = JSON.stringify(record);
+        }
+        localStorage["mlcrt.pending.gone.damaged"] = "{";
+        const request = indexedDB.open("mlcrt");
+        window.aged = false;
+        request.onsuccess = () => {
+            const table = request.result.transaction("conversations", "readwrite").objectStore("conversations");
+            table.getAll().onsuccess = ({ target }) => {
+                for (const conversation of target.result) table.put({ ...conversation, updated: Date.now() - 120000 });
+            };
+            table.transaction.oncomplete = () => { request.result.close(); window.aged = true; };
+        };
+    """)
+    page.until(lambda: page.js("return window.aged"))
+    page.reload()
+    assert page.titles() == ["Apples?"]
 
 
 def test_export_and_import(page, server, chromium):
