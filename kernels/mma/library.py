@@ -11,10 +11,10 @@ from mlcrt.kernels.simt.attention import rope_append
 from mlcrt.kernels.simt.experts_many import Products
 from mlcrt.quant.scheme import SCHEMES
 
-from . import alike, linear, paged
+from . import alike, linear, paged, warpgroup
 from .attention import decode_spaces, prefill_attention, rope_attention, supports, value_index
 from .linear import PrefillTiles, prefill_linear, prepared_shape
-from .unit import MatrixUnit
+from .unit import MatrixUnit, WarpgroupUnit
 
 
 class Library(SimtLibrary):
@@ -76,4 +76,25 @@ class Library(SimtLibrary):
     def build_linear(self, op: Linear, name: str):
         if op.many_in_half:
             return prefill_linear(op, self.prefill_tiles, self.machine, self.unit, name)
+        return super().build_linear(op, name)
+
+
+class WarpgroupLibrary(Library):
+    """Products of many tokens by warpgroups, on a chip of so many multiprocessors."""
+
+    def __init__(self, tiles: Tiles, kv_dtype: str, machine: Machine, unit: WarpgroupUnit, multiprocessors: int):
+        super().__init__(tiles, kv_dtype, machine, unit)
+        self.multiprocessors = multiprocessors
+
+    def linear_scratch(self, op: Linear, n) -> list:
+        return [Space(warpgroup.prepared_shape(op, n), "float16")] if op.many_in_half else []
+
+    def expert_products(self, op: Moe) -> Products:
+        if not experts_half.covers(op):
+            return super().expert_products(op)
+        return experts_half.HalfProducts(self.machine, warpgroup.half(self.unit))
+
+    def build_linear(self, op: Linear, name: str):
+        if op.many_in_half:
+            return warpgroup.prefill_linear(op, self.multiprocessors, self.machine, self.unit, name)
         return super().build_linear(op, name)

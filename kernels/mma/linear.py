@@ -37,14 +37,17 @@ from .unit import MatrixUnit
 ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 DEPTH = 64  # columns of a stage
 GROUP = 32  # columns that one scale and one pair of steps cover
-TOKENS, ROWS, WARP_TOKENS = 128, 128, 64  # of a block, of a warp
+WARP_TOKENS = 64  # of a warp
 PREPARE_THREADS = 256
 
 
 @dataclass(frozen=True)
 class PrefillTiles:
-    """stages: copies in flight, of 20.5 KB each; few: up to so many blocks, each has eight warps."""
+    """tokens, rows: of a block; stages: copies in flight, of 20.5 KB each; few: up to so many blocks, each has eight
+    warps."""
 
+    tokens: int = 128
+    rows: int = 128
     stages: int = 4
     few: int = 198
 
@@ -79,22 +82,22 @@ def prefill_linear(op: Linear, tiles: PrefillTiles, machine: Machine, unit: Matr
         kernel = LinearKernel(op, machine)
         prepared = T.match_buffer(T.arg("prepared", T.handle()), prepared_shape(op, kernel.n), "float16")
         prepare(kernel, prepared, kernel.n)
-        columns = -(-op.rows // ROWS)
+        columns = -(-op.rows // tiles.rows)
         if columns > tiles.few:
-            Product(kernel, tiles, unit, prepared, 64).emit()
+            Product(kernel, tiles, unit, prepared, 128).emit()
             return
-        with T.If(tirx.floordiv(kernel.n + TOKENS - 1, TOKENS) * columns <= tiles.few):
+        with T.If(tirx.floordiv(kernel.n + tiles.tokens - 1, tiles.tokens) * columns <= tiles.few):
             with T.Then():
-                Product(kernel, tiles, unit, prepared, 32).emit()
+                Product(kernel, tiles, unit, prepared, 256).emit()
             with T.Else():
-                Product(kernel, tiles, unit, prepared, 64).emit()
+                Product(kernel, tiles, unit, prepared, 128).emit()
 
     return prim_func(name, body)
 
 
-def prepare(k: LinearKernel, prepared, n) -> None:
+def prepare(k: LinearKernel, prepared, n, store=None) -> None:
     """Per row of x, of which there are n: that, or RMSNorm(x), rounded to float16 and ordered; zero beyond the
-    columns."""
+    columns. store(ordered, token, i): what to do with the columns 8i .. 8i+7, ordered by ORDER."""
     op = k.op
     with launch(bx=n, tx=PREPARE_THREADS) as (token, thread):
         k.machine.follow()
@@ -109,17 +112,20 @@ def prepare(k: LinearKernel, prepared, n) -> None:
             for place, j in enumerate(ORDER):
                 value = T.BufferLoad(values, [j])
                 T.buffer_store(ordered, tirx.Cast("float16", value if inverse is None else value * inverse), [place])
-            whole = T.BufferLoad(ordered, [tirx.Ramp(0, 1, 8)])
-            T.buffer_store(prepared, whole, [token, tirx.Ramp(T.bind(i * 8), 1, 8)])
+            if store is not None:
+                store(ordered, token, i)
+            else:
+                whole = T.BufferLoad(ordered, [tirx.Ramp(0, 1, 8)])
+                T.buffer_store(prepared, whole, [token, tirx.Ramp(T.bind(i * 8), 1, 8)])
 
 
 def half(tiles: PrefillTiles, unit: MatrixUnit) -> Half:
     """The product for the experts of many tokens."""
 
     def product(k: LinearKernel, prepared) -> None:
-        Product(k, tiles, unit, prepared, 64).emit()
+        Product(k, tiles, unit, prepared, 128).emit()
 
-    return Half(TOKENS, padded, place, prepare, product)
+    return Half(tiles.tokens, padded, place, prepare, product)
 
 
 class Product:
@@ -129,29 +135,26 @@ class Product:
     banks: activations by the parity of the token, codes by bit 2 of the row.
     """
 
-    def __init__(self, k: LinearKernel, tiles: PrefillTiles, unit: MatrixUnit, prepared, warp_rows: int):
+    def __init__(self, k: LinearKernel, tiles, unit: MatrixUnit, prepared, threads: int):
         self.k, self.op, self.unit, self.prepared = k, k.op, unit, prepared
-        self.stages = tiles.stages
+        self.tokens, self.rows = tiles.tokens, tiles.rows
+        self.stages, self.threads = tiles.stages, threads
         self.packed = _packed(k.op)
         self.steps = padded(k.op.columns) // DEPTH
-        self.warp_rows = warp_rows
-        self.threads = TOKENS // WARP_TOKENS * ROWS // self.warp_rows * 32
-        self.block_units = ROWS // k.parts
+        self.warp_rows = self.rows * self.tokens // WARP_TOKENS * 32 // threads
+        self.block_units = self.rows // k.parts
 
     def emit(self) -> None:
         k = self.k
-        grid = {"bx": k.token_blocks(TOKENS), "by": -(-k.span // self.block_units), "tx": self.threads}
+        grid = {"bx": k.token_blocks(self.tokens), "by": -(-k.span // self.block_units), "tx": self.threads}
         with launch(**grid) as (block_m, block_n, thread), resident(256 // self.threads):
             k.machine.follow()
             self.thread = thread
-            (self.token0, self.end), self.unit0 = k.token_range(block_m, TOKENS), T.bind(block_n * self.block_units)
+            (self.token0, self.end), self.unit0 = k.token_range(block_m, self.tokens), T.bind(block_n * self.block_units)
             steps = k.steps(self.steps)
             self.gather()
             self.locate()
-            self.a = T.alloc_buffer((self.stages, TOKENS, DEPTH), "float16", scope="shared.dyn")
-            if self.packed:
-                self.codes = T.alloc_buffer((self.stages, ROWS, DEPTH // 8), "uint32", scope="shared.dyn")
-                self.scales = T.alloc_buffer((self.stages, ROWS, DEPTH // GROUP), "float16", scope="shared.dyn")
+            self.allocate()
             count = WARP_TOKENS // 16 * self.warp_rows // 8 * 4
             self.sums = local((count,))
             for i in range(count):
@@ -176,12 +179,19 @@ class Product:
                         self.multiply(slot, step, True)
             self.store()
 
+    def allocate(self) -> None:
+        """The stages in shared memory."""
+        self.a = T.alloc_buffer((self.stages, self.tokens, DEPTH), "float16", scope="shared.dyn")
+        if self.packed:
+            self.codes = T.alloc_buffer((self.stages, self.rows, DEPTH // 8), "uint32", scope="shared.dyn")
+            self.scales = T.alloc_buffer((self.stages, self.rows, DEPTH // GROUP), "float16", scope="shared.dyn")
+
     def locate(self) -> None:
         """Where this thread's lane and warp stand in the block."""
         lane, warp = T.bind(tirx.floormod(self.thread, 32)), T.bind(tirx.floordiv(self.thread, 32))
         self.row, self.column = T.bind(tirx.floordiv(lane, 4)), T.bind(tirx.floormod(lane, 4))
-        self.warp_m = T.bind(tirx.floordiv(warp, ROWS // self.warp_rows) * WARP_TOKENS)
-        self.warp_n = T.bind(tirx.floormod(warp, ROWS // self.warp_rows) * self.warp_rows)
+        self.warp_m = T.bind(tirx.floordiv(warp, self.rows // self.warp_rows) * WARP_TOKENS)
+        self.warp_n = T.bind(tirx.floormod(warp, self.rows // self.warp_rows) * self.warp_rows)
         self.left = T.bind(self.end - self.token0 - self.warp_m)  # tokens from this warp's first on
 
     def gather(self) -> None:
@@ -189,8 +199,8 @@ class Product:
         self.sources = None
         if self.k.gathers:
             # not beside what asynchronous copies fill: TVM does not see them, and would give both the same place
-            self.sources = shared((TOKENS,), "int32")
-            with strided(TOKENS, self.thread, self.threads) as i:
+            self.sources = shared((self.tokens,), "int32")
+            with strided(self.tokens, self.thread, self.threads) as i:
                 T.buffer_store(self.sources, self.k.source(self.token0 + i, self.end), [i])
             barrier()
 
@@ -213,7 +223,7 @@ class Product:
 
     def fetch(self, slot, step) -> None:
         """Start the copies of one stage."""
-        for i in range(TOKENS * (DEPTH // 8) // self.threads):
+        for i in range(self.tokens * (DEPTH // 8) // self.threads):
             at = T.bind(self.thread + i * self.threads)
             token, piece = T.bind(tirx.floordiv(at, DEPTH // 8)), T.bind(tirx.floormod(at, DEPTH // 8))
             source = T.bind(self.source(token))
@@ -222,13 +232,13 @@ class Product:
         if not self.packed:
             return
         buffers = self.k.weights.buffers
-        for i in range(2 * ROWS // self.threads):  # two pieces of 16 bytes a row
+        for i in range(2 * self.rows // self.threads):  # two pieces of 16 bytes a row
             at = self.thread + i * self.threads
             local_row, piece = T.bind(tirx.floordiv(at, 2)), T.bind(tirx.floormod(at, 2))
             source = [self.weight_row(local_row), step * (DEPTH // 8) + piece * 4]
             place = self.spread_row(local_row, piece)
             self.unit.copy(self.codes, [slot, local_row, place * 4], buffers["codes"], source, 16)
-        with T.If(self.thread < ROWS), T.Then():
+        with T.If(self.thread < self.rows), T.Then():
             source = [self.weight_row(self.thread), step * (DEPTH // GROUP)]
             self.unit.copy(self.scales, [slot, self.thread, 0], buffers["scales"], source, 4)
 

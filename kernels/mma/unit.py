@@ -48,3 +48,47 @@ class MatrixUnit(ABC):
     def arrive(self, which, total):
         """int32: 1 in the last of `total` blocks that call this for counter `which` (below 1024), which then sees what
         the others wrote before; 0 in the others. All threads of a block call it; it is a barrier."""
+
+
+class WarpgroupUnit(MatrixUnit):
+    """Tensor cores that four warps drive together, while these go on: wgmma.mma_async.m64nNk16 (PTX ISA, "Asynchronous
+    warpgroup level matrix instructions").
+
+    Of A the warp w of the warpgroup holds the rows 16w .. 16w+15, as fragments of m16n8k16; of the float32 result it
+    holds the same rows, every eight columns as m16n8k16 has them.
+    """
+
+    @abstractmethod
+    def publish(self) -> None:
+        """What this thread wrote to shared memory will be seen by the tensor cores, behind the next barrier."""
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Before the first instruction after registers of A or of the result were written."""
+
+    @abstractmethod
+    def warpgroup_mma(self, accumulator, n: int, a: list, right, right_index: list) -> None:
+        """Start accumulator[0 .. n/2-1] (float32, registers) += A @ B; a: four uint32 expressions. `right` (float16,
+        shared, 1024-byte aligned): n rows of 64 elements, 16-byte units exchanged by the row modulo eight; B are its
+        16 columns from right_index on, transposed."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """Close the group of instructions started since the last end."""
+
+    @abstractmethod
+    def finished(self, pending: int) -> None:
+        """Wait until at most `pending` groups of this warpgroup are unfinished."""
+
+    @abstractmethod
+    def bell(self, bells, index: list) -> None:
+        """Make bells[index] (uint64, shared memory) ready to be rung by bulk copies; one thread does it for all."""
+
+    @abstractmethod
+    def bulk_copy(self, to, to_index: list, source, source_index: list, size, bells, bell: list) -> None:
+        """One thread starts copying `size` bytes (an int32, a multiple of 16) from device to shared memory, for the
+        tensor cores; bells[bell] rings when they are there."""
+
+    @abstractmethod
+    def await_bell(self, bells, index: list, odd) -> None:
+        """Wait until bells[index] has rung once more than `odd` (int32: 0, then 1, then 0 ...) times, modulo two."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .architecture import CudaArch, attributes, missing_features
+from .architecture import CudaArch, attributes, missing_features, rank
 from .device import probe, runtime
 from .fatbin import compiler_missing, export_options
 
@@ -14,6 +14,7 @@ __all__ = [
     "library",
     "missing_features",
     "probe",
+    "rank",
     "runtime",
 ]
 

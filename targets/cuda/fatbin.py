@@ -123,10 +123,13 @@ def overlaps(source: bytes, kernel: bytes) -> bool:
 
 
 def compile_source(source: bytes, sms: tuple[str, ...]) -> bytes:
-    """CUDA source → fat binary with machine code for every architecture, and PTX of the newest for later ones."""
+    """CUDA source → fat binary with machine code for every architecture, and PTX of the newest for later ones; sm_90a
+    has none: no other architecture runs that."""
     # Were activations or indices promised to be nobody else's, their loads could move before mlcrt_overlap.
     source = re.sub(rb"\b(float|half|int)\* __restrict__ (?!\w+_(?:values|scales|mins)_ptr\b)", rb"\1* ", source)
-    numbers = sorted(int(s.removeprefix("sm_")) for s in sms)
+    # Tensor cores that read shared memory in rows of 128 bytes want eight of them aligned.
+    source = re.sub(rb"\bextern __shared__ __align__\(\d+\)", b"extern __shared__ __align__(1024)", source)
+    numbers = sorted((s.removeprefix("sm_") for s in sms), key=lambda number: int(number.rstrip("a")))
     if nvrtc.available():
         return nvrtc.compile_fatbin(source, numbers)
     if (compiler := _nvcc()) is None:
@@ -134,9 +137,10 @@ def compile_source(source: bytes, sms: tuple[str, ...]) -> bytes:
     return _compile_with_nvcc(compiler, source, numbers)
 
 
-def _compile_with_nvcc(nvcc: str, source: bytes, numbers: list[int]) -> bytes:
+def _compile_with_nvcc(nvcc: str, source: bytes, numbers: list[str]) -> bytes:
     flags = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in numbers]
-    flags.append(f"-gencode=arch=compute_{numbers[-1]},code=compute_{numbers[-1]}")
+    if not numbers[-1].endswith("a"):
+        flags.append(f"-gencode=arch=compute_{numbers[-1]},code=compute_{numbers[-1]}")
     with tempfile.TemporaryDirectory() as scratch:
         file, output = Path(scratch, "kernels.cu"), Path(scratch, "kernels.fatbin")
         file.write_bytes(source)

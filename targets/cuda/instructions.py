@@ -10,7 +10,7 @@ from mlcrt.kernels.mma import MatrixUnit
 WARP = 32
 
 
-def _call(name: str, source: str, *arguments, returns: str = "void"):
+def call(name: str, source: str, *arguments, returns: str = "void"):
     from tvm.backend.cuda.op import cuda_func_call
 
     return cuda_func_call(name, *arguments, source_code=source, return_type=returns)
@@ -59,7 +59,7 @@ __device__ __forceinline__ float mlcrt_dot8(unsigned w, uint4 x) {{
 
 def dot8(word, x):
     """Machine.dot8"""
-    return _call("mlcrt_dot8", _DOT8, word, x, returns="float32")
+    return call("mlcrt_dot8", _DOT8, word, x, returns="float32")
 
 
 # From Hopper on the next kernel may start while this one ends: it loads weights until this one's results are there.
@@ -75,7 +75,7 @@ __device__ __forceinline__ void mlcrt_overlap() {
 
 def overlap() -> None:
     """Machine.overlap"""
-    T.evaluate(_call("mlcrt_overlap", _OVERLAP))
+    T.evaluate(call("mlcrt_overlap", _OVERLAP))
 
 
 # Plain loads may be moved: of data that no kernel writes behind the wait, by the assembler; these stay.
@@ -117,7 +117,7 @@ __device__ __forceinline__ float mlcrt_stream_float32(const void *p) {
 
 def stream(buffer, index: list, dtype: str):
     """Machine.stream"""
-    return _call(f"mlcrt_stream_{dtype}", _STREAM[dtype], _address(buffer, *index), returns=dtype)
+    return call(f"mlcrt_stream_{dtype}", _STREAM[dtype], address(buffer, *index), returns=dtype)
 
 
 _MMA = r"""
@@ -187,7 +187,7 @@ __device__ __forceinline__ int mlcrt_arrive(int which, int total) {
 """
 
 
-def _address(buffer, *index):
+def address(buffer, *index):
     return T.address_of(T.BufferLoad(buffer, list(index)))
 
 
@@ -195,28 +195,28 @@ class TensorCores(MatrixUnit):
     """mma.sync, from Ampere on; see MatrixUnit for what each does."""
 
     def mma(self, accumulator, at, a, b) -> None:
-        T.evaluate(_call("mlcrt_mma", _MMA, _address(accumulator, at), *a, *b))
+        T.evaluate(call("mlcrt_mma", _MMA, address(accumulator, at), *a, *b))
 
     def pack(self, low, high):
-        return _call("mlcrt_pack", _PACK, low, high, returns="uint32")
+        return call("mlcrt_pack", _PACK, low, high, returns="uint32")
 
     def transpose(self, pairs):
-        return _call("mlcrt_transpose", _TRANSPOSE, pairs, returns="uint32")
+        return call("mlcrt_transpose", _TRANSPOSE, pairs, returns="uint32")
 
     def scaled_codes(self, out, word, scale) -> None:
-        T.evaluate(_call("mlcrt_scaled_codes", _SCALED_CODES, _address(out, 0), word, scale))
+        T.evaluate(call("mlcrt_scaled_codes", _SCALED_CODES, address(out, 0), word, scale))
 
     def copy(self, to, to_index, source, source_index, size: int) -> None:
         name, text = ("mlcrt_copy16", _COPY) if size == 16 else ("mlcrt_copy4", _COPY4)
-        T.evaluate(_call(name, text, _address(to, *to_index), _address(source, *source_index)))
+        T.evaluate(call(name, text, address(to, *to_index), address(source, *source_index)))
 
     def commit(self) -> None:
-        T.evaluate(_call("mlcrt_commit", _COMMIT))
+        T.evaluate(call("mlcrt_commit", _COMMIT))
 
     def wait(self, pending: int) -> None:
         name = f"mlcrt_wait{pending}"
         body = f'asm volatile("cp.async.wait_group {pending};" ::: "memory");'
-        T.evaluate(_call(name, f"__device__ __forceinline__ void {name}() {{ {body} }}\n"))
+        T.evaluate(call(name, f"__device__ __forceinline__ void {name}() {{ {body} }}\n"))
 
     def arrive(self, which, total):
-        return _call("mlcrt_arrive", _ARRIVE, which, total, returns="int32")
+        return call("mlcrt_arrive", _ARRIVE, which, total, returns="int32")

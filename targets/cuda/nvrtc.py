@@ -49,8 +49,9 @@ class _Api:
             raise MlcrtError(f"{name} failed: {self.describe(code).decode()}")
 
 
-def compile_fatbin(source: bytes, numbers: list[int]) -> bytes:
-    """Machine code for each compute capability (90 for 9.0), and PTX of the newest for later ones."""
+def compile_fatbin(source: bytes, numbers: list[str]) -> bytes:
+    """Machine code for each compute capability ("90" for 9.0), and PTX of the newest for later ones unless it is one of
+    those with an a, which no other has."""
     nvrtc = _Api(_library("libnvrtc"), "nvrtcGetErrorString")
     pack = _Api(_library("libnvfatbin"), "nvFatbinGetErrorString")
     handle = ctypes.c_void_p()
@@ -59,10 +60,11 @@ def compile_fatbin(source: bytes, numbers: list[int]) -> bytes:
         text = b""
         for number in numbers:
             code, text = _compile(nvrtc, source, f"sm_{number}")
-            arguments = (handle, code, ctypes.c_size_t(len(code)), str(number).encode(), b"kernels")
+            arguments = (handle, code, ctypes.c_size_t(len(code)), number.encode(), b"kernels")
             pack("nvFatbinAddCubin", *arguments)
-        arguments = (handle, text, ctypes.c_size_t(len(text)), str(numbers[-1]).encode(), b"kernels", None)
-        pack("nvFatbinAddPTX", *arguments)
+        if not numbers[-1].endswith("a"):
+            arguments = (handle, text, ctypes.c_size_t(len(text)), numbers[-1].encode(), b"kernels", None)
+            pack("nvFatbinAddPTX", *arguments)
         size = ctypes.c_size_t()
         pack("nvFatbinSize", handle, ctypes.byref(size))
         result = ctypes.create_string_buffer(size.value)
