@@ -150,7 +150,8 @@ class Product:
         with launch(**grid) as (block_m, block_n, thread), resident(256 // self.threads):
             k.machine.follow()
             self.thread = thread
-            (self.token0, self.end), self.unit0 = k.token_range(block_m, self.tokens), T.bind(block_n * self.block_units)
+            self.token0, self.end = k.token_range(block_m, self.tokens)
+            self.unit0 = T.bind(block_n * self.block_units)
             steps = k.steps(self.steps)
             self.gather()
             self.locate()

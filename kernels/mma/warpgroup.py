@@ -239,9 +239,11 @@ class WarpgroupProduct(Product):
         if not self.packed:
             return
         buffers = self.k.weights.buffers
-        at, piece = T.bind(tirx.floordiv(self.member, 2)), T.bind(tirx.floormod(self.member, 2))  # two of 16 bytes a row
-        source = [self.weight_row(at), step * (DEPTH // 8) + piece * 4]
-        self.unit.copy(self.codes, [slot, self.share, at, self.spread_row(at, piece) * 4], buffers["codes"], source, 16)
+        # two pieces of 16 bytes a row
+        row, piece = T.bind(tirx.floordiv(self.member, 2)), T.bind(tirx.floormod(self.member, 2))
+        to = [slot, self.share, row, self.spread_row(row, piece) * 4]
+        source = [self.weight_row(row), step * (DEPTH // 8) + piece * 4]
+        self.unit.copy(self.codes, to, buffers["codes"], source, 16)
         with T.If(self.member < self.rows), T.Then():
             source = [self.weight_row(self.member), step * (DEPTH // GROUP)]
             self.unit.copy(self.scales, [slot, self.share, self.member, 0], buffers["scales"], source, 4)

@@ -26,7 +26,8 @@ __device__ __forceinline__ void {name}(float *c, unsigned a0, unsigned a1, unsig
   const unsigned at = (unsigned)__cvta_generic_to_shared(b);
   const unsigned long long tile = (unsigned long long)((at & 0x3ffff) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
   asm volatile("{{.reg .pred add; setp.eq.u32 add, 0, 0; "
-               "wgmma.mma_async.sync.aligned.m64n{n}k16.f32.f16.f16 {{{results}}}, {{{left}}}, %{count + 4}, add, 1, 1, 0;}}"
+               "wgmma.mma_async.sync.aligned.m64n{n}k16.f32.f16.f16 "
+               "{{{results}}}, {{{left}}}, %{count + 4}, add, 1, 1, 0;}}"
                : {outputs}
                : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(tile));
 }}
