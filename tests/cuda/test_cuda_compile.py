@@ -109,10 +109,19 @@ def test_loads_of_what_other_kernels_write_stay_behind_the_wait(monkeypatch):
     assert fatbin.compile_source(arguments, ("sm_90",)) == kept
 
 
-@pytest.mark.parametrize("window", [None, 40])
-def test_batched_steps_use_tensor_cores(window):
+def generated(kernels, arch, **functions) -> tuple[str, dict[str, str]]:
+    """(CUDA source of these PrimFuncs, kernel → its body)"""
     import tvm
 
+    module = tvm.IRModule({name: f.with_attr("global_symbol", name) for name, f in functions.items()})
+    with tvm.transform.PassContext(opt_level=3, disabled_pass=list(kernels.skipped_passes)):
+        source = tvm.compile(module, target=tvm.target.Target(arch.tvm_target())).mod.imports[0].inspect_source()
+    found = [b for b in source.split("__global__")[1:] if "{" in b.split(";")[0]]
+    return source, {b.split("(")[1].split()[-1]: b for b in found}
+
+
+@pytest.mark.parametrize("window", [None, 40])
+def test_batched_steps_use_tensor_cores(window):
     from mlcrt.kernels.records import Attention, Linear
     from mlcrt.quant.scheme import SCHEMES
 
@@ -121,13 +130,79 @@ def test_batched_steps_use_tensor_cores(window):
     linear = Linear(SCHEMES["q4f16_1"], 64, 96, None, 1e-5, gate="silu", alike=True)
     attention = Attention(4, 1, 32, None, "float16", 0.2, window, paged=True, alike=window is None)
     built = {"linear": kernels.build_alike(linear, "linear"), "attention": kernels.build_attention(attention, "attend")}
-    module = tvm.IRModule({name: f.with_attr("global_symbol", name) for name, f in built.items()})
-    with tvm.transform.PassContext(opt_level=3, disabled_pass=list(kernels.skipped_passes)):
-        source = tvm.compile(module, target=tvm.target.Target(arch.tvm_target())).mod.imports[0].inspect_source()
-    bodies = {b.split("(")[1].split()[-1]: b for b in source.split("__global__")[1:] if "{" in b.split(";")[0]}
+    bodies = generated(kernels, arch, **built)[1]
     used = {name for name, body in bodies.items() if "mlcrt_mma(" in body}
     assert used == {"linear_kernel_1", "attention_kernel"}
     assert all("mlcrt_overlap()" in body for body in bodies.values())
+
+
+def test_hopper_alone_multiplies_by_warpgroups():
+    """Machine code for sm_90a and no PTX, which nothing else would run; three kinds of block where few are needed."""
+    from mlcrt.kernels.records import Linear
+    from mlcrt.quant.scheme import SCHEMES
+
+    arch = cuda.attributes("sm_90a")
+    kernels = cuda.library(arch, "float16")
+    linear = Linear(SCHEMES["q4f16_1"], 256, 256, None, 1e-5, gate="silu")
+    source, bodies = generated(kernels, arch, linear=kernels.build_linear(linear, "linear"))
+    products = {name: body for name, body in bodies.items() if "mlcrt_warpgroup_mma" in body}
+    assert set(products) == {"linear_kernel_1", "linear_kernel_2", "linear_kernel_3"}
+    assert all("mlcrt_overlap()" in body for body in bodies.values())
+    if cuda.compiler_missing() and os.environ.get("CI") != "true":
+        pytest.skip(cuda.compiler_missing())
+    code = fatbin.compile_source(source.encode(), arch.sms)
+    assert entries(code) == {(ELF, 90)}
+
+
+def test_tensor_cores_find_their_rows_aligned(monkeypatch):
+    """The 128-byte exchange of 16-byte units goes by address bits 7 to 9."""
+    monkeypatch.setattr(fatbin.nvrtc, "available", lambda: True)
+    monkeypatch.setattr(fatbin.nvrtc, "compile_fatbin", lambda source, numbers: source)
+    given = b"  extern __shared__ __align__(64) uchar memory[];"
+    assert fatbin.compile_source(given, ("sm_90a",)) == given.replace(b"64", b"1024")
+
+
+def gpus(monkeypatch, *archs: str) -> None:
+    devices = [{"id": f"cuda:{i}", "arch": arch} for i, arch in enumerate(archs)]
+    monkeypatch.setattr(cuda.device, "probe", lambda: ProbeResult(bool(devices), devices))
+
+
+@pytest.mark.parametrize(
+    ("archs", "expected"),
+    [
+        ([], "sm_80+sm_86+sm_89+sm_90"),
+        (["sm_90", "sm_90"], "sm_90a"),
+        (["sm_90", "sm_86"], "sm_86+sm_90"),
+        (["sm_199"], "sm_80+sm_86+sm_89+sm_90"),  # PTX of the newest runs there
+    ],
+)
+def test_without_a_name_it_is_this_machines_gpus(monkeypatch, archs, expected):
+    gpus(monkeypatch, *archs)
+    assert cuda.attributes().name == expected
+
+
+@pytest.mark.parametrize(
+    ("gpu", "runs"),
+    [
+        ("sm_75", {"sm_75+sm_80"}),
+        ("sm_89", {"sm_75+sm_80", "sm_80+sm_90", "sm_89"}),  # machine code of the same major number, no older PTX
+        ("sm_90", {"sm_75+sm_80", "sm_80+sm_90", "sm_89", "sm_90a"}),  # PTX of sm_89
+        ("sm_120", {"sm_75+sm_80", "sm_80+sm_90", "sm_89"}),
+    ],
+)
+def test_which_library_runs_on_which_gpu(monkeypatch, gpu, runs):
+    gpus(monkeypatch, gpu)
+    libraries = ["sm_75+sm_80", "sm_80+sm_90", "sm_89", "sm_90a"]
+    missing = {name: cuda.missing_features(list(cuda.attributes(name).features)) for name in libraries}
+    assert {name for name in libraries if not missing[name]} == runs
+    for name in set(libraries) - runs:
+        assert missing[name] == [f"a GPU that runs {name.replace('+', ' or ')} (cuda:0 is {gpu})"]
+
+
+def test_the_best_of_several_libraries_is_the_one_made_for_the_newest():
+    order = ["sm_75+sm_90", "sm_80+sm_90", "sm_90", "sm_90a"]
+    ranks = [cuda.rank(list(cuda.attributes(name).features)) for name in order]
+    assert ranks == sorted(set(ranks)) and cuda.rank([]) < ranks[0]  # libraries of older versions name none
 
 
 @pytest.mark.parametrize(("kernel", "expected"), [(b"a", True), (b"b", False), (b"ab", True)])
@@ -150,7 +225,7 @@ def test_before_ampere_there_are_no_tensor_core_kernels():
 
 def test_manifest_names_the_architectures(library):
     entry = open_dist(library[0]).manifest["targets"]["cuda"]
-    assert entry["arch"] == "sm_80+sm_90"
+    assert entry["arch"] == "sm_80+sm_90" and entry["features"] == ["sm_80", "sm_90"]
     assert entry["kv_block"] == 16
 
 
@@ -173,7 +248,7 @@ def test_target_lists(text, expected):
     assert parse_targets(text) == expected
 
 
-@pytest.mark.parametrize("text", ["cuda:sm_1", "cuda:hopper", "gpu", "", "cpu,sm_90"])
+@pytest.mark.parametrize("text", ["cuda:sm_1", "cuda:sm_80,sm_90a", "cuda:hopper", "gpu", "", "cpu,sm_90"])
 def test_unknown_targets_are_usage_errors(text):
     with pytest.raises(UsageError):
         parse_targets(text)
