@@ -9,6 +9,7 @@ contraction. The warps of a block share out its rows and the steps, and their su
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -17,16 +18,31 @@ from mlcrt.kernels import Space
 from mlcrt.kernels.records import Linear
 from mlcrt.kernels.simt.activations import PACKED_SCALE, takes_halves
 from mlcrt.kernels.simt.alike import Order, prepare
-from mlcrt.kernels.simt.common import Machine, barrier, launch, local, prim_func, resident, shared, strided
+from mlcrt.kernels.simt.common import Machine, barrier, launch, local, prim_func, resident, shared, strided, where
 from mlcrt.kernels.simt.linear import LinearKernel
 
 from .unit import MatrixUnit
 
-WARPS, WARP_ROWS, TOKENS = 8, 32, 32  # of a block, of a warp, of a block
+WARP_ROWS = 32  # of a warp
+CHIP = 132  # multiprocessors of the largest chip
+WARPS = 8  # of a block; twice as many where there is at most one block for each multiprocessor
+JOINED = 256  # tokens times warps whose sums meet in shared memory at once
 WORDS = 16  # of a row in a step
-DEPTH = 2  # steps whose weights are in registers or under way
 LEVELS = ((1, 2), (2, 4))  # tiles of eight tokens, after the first, that are computed or skipped together
-MANY = 2 * 132 * WARP_ROWS  # rows that fill the largest chip with blocks of twice as many rows
+MANY = 2 * CHIP * WARP_ROWS  # rows that fill the chip with blocks of twice as many rows
+
+
+@dataclass(frozen=True)
+class Tile:
+    """tokens: of a block; depth: steps whose weights are in registers or under way; resident: blocks of WARPS warps
+    that share a multiprocessor. None of them changes the order of a token's sums."""
+
+    tokens: int
+    depth: int
+    resident: int
+
+
+TILES = (Tile(8, 1, 3), Tile(16, 1, 2), Tile(32, 2, 2))  # each for up to so many tokens, the last for any number
 
 
 def covers(op: Linear) -> bool:
@@ -49,45 +65,54 @@ def linear(op: Linear, machine: Machine, unit: MatrixUnit, name: str = "linear")
         x = T.match_buffer(T.arg("ordered", T.handle()), space.shape, space.dtype)
         order = Order.of(op.scheme, k.weights.words, k.weights.per_lane, machine.vector)
         prepare(k, order, True, x)
-        _Product(k, unit, order, x).emit()
+        with contextlib.ExitStack() as stack:
+            for tile in TILES[:-1]:
+                stack.enter_context(T.If(k.n <= tile.tokens))
+                with T.Then():
+                    _Product(k, unit, order, x, tile).emit()
+                stack.enter_context(T.Else())
+            _Product(k, unit, order, x, TILES[-1]).emit()
 
     return prim_func(name, body)
 
 
 class _Product:
-    def __init__(self, k: LinearKernel, unit: MatrixUnit, order: Order, x):
+    def __init__(self, k: LinearKernel, unit: MatrixUnit, order: Order, x, tile: Tile):
         self.k, self.op, self.w, self.unit, self.order, self.x = k, k.op, k.weights, unit, order, x
+        self.tile, self.depth, self.levels = tile.tokens, tile.depth, [at for at in LEVELS if 8 * at[1] <= tile.tokens]
         self.rows = WARP_ROWS * (2 if k.op.rows >= MANY else 1)  # of a block
-        self.shares = WARPS * WARP_ROWS // self.rows  # warps among which a row's steps are shared out
+        self.warps = 2 * WARPS if k.op.rows <= CHIP * WARP_ROWS else WARPS
+        self.resident = max(1, tile.resident * WARPS // self.warps)
+        self.shares = self.warps * WARP_ROWS // self.rows  # warps among which a row's steps are shared out
         self.units = self.rows // k.parts
         self.steps = -(-self.w.words // WORDS)
         self.partial = self.w.words % WORDS != 0
 
     def emit(self) -> None:
         k, op = self.k, self.op
-        grid = {"bx": -(-op.units // self.units), "by": tirx.floordiv(k.n + (TOKENS - 1), TOKENS), "tx": 32 * WARPS}
-        with launch(**grid) as (block, tile, thread), resident(2):
+        blocks = {"bx": -(-op.units // self.units), "by": tirx.floordiv(k.n + (self.tile - 1), self.tile)}
+        with launch(**blocks, tx=32 * self.warps) as (block, tile, thread), resident(self.resident):
             self.thread = thread
             lane, warp = T.bind(tirx.floormod(thread, 32)), T.bind(tirx.floordiv(thread, 32))
             self.row, self.column = T.bind(tirx.floordiv(lane, 4)), T.bind(tirx.floormod(lane, 4))
             self.share = T.bind(tirx.floormod(warp, self.shares))
             self.first = T.bind(tirx.floordiv(warp, self.shares) * WARP_ROWS)
-            self.unit0, self.token0 = T.bind(block * self.units), T.bind(tile * TOKENS)
-            self.codes = [local((WARP_ROWS // 8, 4), "uint32") for _ in range(DEPTH)]
-            self.scales = [local((WARP_ROWS // 8,), "float16") for _ in range(DEPTH)]
-            self.sums = local((TOKENS // 8 * WARP_ROWS // 16 * 4,))
-            for i in range(TOKENS // 8 * WARP_ROWS // 16 * 4):
+            self.unit0, self.token0 = T.bind(block * self.units), T.bind(tile * self.tile)
+            self.codes = [local((WARP_ROWS // 8, 4), "uint32") for _ in range(self.depth)]
+            self.scales = [local((WARP_ROWS // 8,), "float16") for _ in range(self.depth)]
+            self.sums = local((self.tile // 8 * WARP_ROWS // 16 * 4,))
+            for i in range(self.tile // 8 * WARP_ROWS // 16 * 4):
                 T.buffer_store(self.sums, T.float32(0), [i])
             self.weight_rows = [T.bind(self.weight_row(self.first + 8 * i + self.row)) for i in range(WARP_ROWS // 8)]
-            for d in range(DEPTH):
+            for d in range(self.depth):
                 self.fetch(d, T.bind(self.share + d * self.shares))
             k.machine.follow()
             self.left = T.bind(k.n - self.token0)
-            tokens = [tirx.min(self.token0 + 8 * i + self.row, k.n - 1) for i in range(TOKENS // 8)]
+            tokens = [tirx.min(self.token0 + 8 * i + self.row, k.n - 1) for i in range(self.tile // 8)]
             self.tokens = [T.bind(t) for t in tokens]
-            with T.serial(-(-self.steps // (self.shares * DEPTH))) as turn:
-                for d in range(DEPTH):
-                    step = T.bind((turn * DEPTH + d) * self.shares + self.share)
+            with T.serial(-(-self.steps // (self.shares * self.depth))) as turn:
+                for d in range(self.depth):
+                    step = T.bind((turn * self.depth + d) * self.shares + self.share)
                     with T.If(step < self.steps), T.Then():
                         self.multiply(d, step)
             self.finish()
@@ -145,14 +170,14 @@ class _Product:
                 word, scale = T.BufferLoad(self.codes[slot], [i, j]), T.BufferLoad(self.scales[slot], [i])
                 self.unit.scaled_codes(out, word, scale)
             self.products(0, weights, [T.BufferLoad(first, [4 * j + i]) for i in range(4)])
-            for low, high in LEVELS:
+            for low, high in self.levels:
                 with T.If(self.left > 8 * low), T.Then():
                     x = [local((4,), "uint32") for _ in range(low, high)]
                     for held, tile in zip(x, range(low, high), strict=True):
                         self.activations(held, tile, step, run, [j])
                     for held, tile in zip(x, range(low, high), strict=True):
                         self.products(tile, weights, [T.BufferLoad(held, [i]) for i in range(4)])
-        self.fetch(slot, T.bind(step + DEPTH * self.shares))
+        self.fetch(slot, T.bind(step + self.depth * self.shares))
 
     def products(self, tile: int, weights: list, x: list) -> None:
         """Two contraction steps of the warp's rows with a tile of eight tokens."""
@@ -178,26 +203,43 @@ class _Product:
 
     def finish(self) -> None:
         """Join the warps that shared out the steps; a thread ends some results."""
-        pitch, mats = self.rows + 4, WARP_ROWS // 16
-        joined = shared((self.shares * TOKENS * pitch,))
-        for tile in range(TOKENS // 8):
+        at_once = min(self.tile, JOINED // self.warps)
+        joined = shared((self.shares * at_once * (self.rows + 4),))
+        for first in range(0, self.tile, at_once):
+            with where(self.left > first, always=first == 0):
+                if first:
+                    barrier()
+                self.gather(joined, first, at_once)
+                barrier()
+                self.end(joined, first, at_once)
+
+    def place(self, share, token, row, at_once: int):
+        """Where a warp's sum stands among those that are joined at once."""
+        return (share * at_once + token) * (self.rows + 4) + row
+
+    def gather(self, joined, first: int, at_once: int) -> None:
+        """This warp's sums of `at_once` tokens from `first` on."""
+        mats = WARP_ROWS // 16
+        for tile in range(first // 8, (first + at_once) // 8):
             with T.If(self.left > 8 * tile), T.Then():
                 for m in range(mats):
                     for i in range(4):
-                        token = 8 * tile + 2 * self.column + i % 2
+                        token = 8 * tile - first + 2 * self.column + i % 2
                         row = self.first + 16 * m + 8 * (i // 2) + self.row
-                        place = (self.share * TOKENS + token) * pitch + row
+                        place = self.place(self.share, token, row, at_once)
                         T.buffer_store(joined, T.BufferLoad(self.sums, [4 * (tile * mats + m) + i]), [place])
-        barrier()
-        count = T.bind(tirx.min(self.left, TOKENS) * self.units)
-        with strided(count, self.thread, 32 * WARPS) as item:
+
+    def end(self, joined, first: int, at_once: int) -> None:
+        """The results of these tokens."""
+        count = T.bind(tirx.min(self.left - first, at_once) * self.units)
+        with strided(count, self.thread, 32 * self.warps) as item:
             token, local_unit = T.bind(tirx.floordiv(item, self.units)), T.bind(tirx.floormod(item, self.units))
             with T.If(self.unit0 + local_unit < self.op.units), T.Then():
                 totals = []
                 for p in range(self.k.parts):
                     total = T.float32(0)
                     for share in range(self.shares):
-                        place = (share * TOKENS + token) * pitch + p * self.units + local_unit
+                        place = self.place(share, token, p * self.units + local_unit, at_once)
                         total = T.bind(total + T.BufferLoad(joined, [place]))
                     totals.append(total * T.float32(PACKED_SCALE))
-                self.k.finish(self.token0 + token, self.unit0 + local_unit, totals)
+                self.k.finish(self.token0 + first + token, self.unit0 + local_unit, totals)

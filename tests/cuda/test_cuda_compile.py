@@ -132,7 +132,7 @@ def test_batched_steps_use_tensor_cores(window):
     built = {"linear": kernels.build_alike(linear, "linear"), "attention": kernels.build_attention(attention, "attend")}
     bodies = generated(kernels, arch, **built)[1]
     used = {name for name, body in bodies.items() if "mlcrt_mma(" in body}
-    assert used == {"linear_kernel_1", "attention_kernel"}
+    assert used == {*(f"linear_kernel_{i}" for i in (1, 2, 3)), "attention_kernel"}  # up to 8, 16 and 32 tokens at once
     assert all("mlcrt_overlap()" in body for body in bodies.values())
 
 
