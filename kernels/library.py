@@ -25,11 +25,16 @@ def is_batch(expr) -> bool:
     return getattr(expr.ty.shape[0], "name", None) == BATCH
 
 
+def is_pieces(expr) -> bool:
+    """Whether the leading dimension counts tokens of prompts that others cut into pieces."""
+    return getattr(expr.ty.shape[0], "name", None) == PIECES
+
+
 def _suffix(tokens: int | None) -> str:
     return "decode" if tokens == 1 else "prefill"
 
 
-BATCH = "rows"  # the name of such a dimension in models/decoder.py
+BATCH, PIECES = "rows", "pieces"  # the names of such dimensions in models/decoder.py
 
 
 class KernelLibrary:
@@ -40,8 +45,9 @@ class KernelLibrary:
     prefill call, enough to amortise dequantisation and few enough for the activations to stay in the cache;
     score_chunk: the same where the logits of every position are kept; draws: whether the family has a kernel that draws
     tokens at random; batch: most sequences of one batched step, 0 if the family has no kernels for paged caches;
-    skipped_passes: of TVM's own pipeline; fuses_experts: whether the routed MLP takes the norm in front of it and the
-    residual behind it.
+    skipped_passes: of TVM's own pipeline; varies: whether products of many tokens add in an order that goes by how many
+    there are, unless Linear.steady forbids it; fuses_experts: whether the routed MLP takes the norm in front of it and
+    the residual behind it.
     """
 
     chunk = 128
@@ -49,6 +55,7 @@ class KernelLibrary:
     draws = False
     batch = 0
     skipped_passes: tuple[str, ...] = ()
+    varies = False
     fuses_experts = False
     kv_block = BLOCK
     kv_layout = "rows"
@@ -61,6 +68,7 @@ class KernelLibrary:
         op = Linear(
             SCHEMES[a["scheme"]], a["rows"], a["columns"], tokens_of(args[0]), a.get("norm_eps"), bool(a["bias"]),
             a.get("gate"), bool(a["residual"]), is_batch(args[0]), "packed_in" in a, "packed_out" in a,
+            self.varies and is_pieces(args[0]),
         )  # fmt: skip
         name = f"linear_{a['scheme']}_{'batch' if op.alike else _suffix(op.tokens)}"
         scratch = self.linear_scratch(op, args[0].ty.shape[0])

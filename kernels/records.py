@@ -12,6 +12,7 @@ class Linear:
     """A fused linear layer. `tokens` is 1 or None (any number); gated halves the output features.
 
     alike: every token is computed in the order of the one-token form, so that its result does not depend on the others.
+    steady: the tokens are pieces of several prompts; how many they are must not change the order of a token's sums.
     packed_in, packed_out: x, or y, is float16 [1, n] in the order and scale of simt.linear.PACKED, for one token.
     """
 
@@ -26,6 +27,7 @@ class Linear:
     alike: bool = False
     packed_in: bool = False
     packed_out: bool = False
+    steady: bool = False
 
     @property
     def units(self) -> int:

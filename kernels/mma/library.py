@@ -82,6 +82,8 @@ class Library(SimtLibrary):
 class WarpgroupLibrary(Library):
     """Products of many tokens by warpgroups, on a chip of so many multiprocessors."""
 
+    varies = True
+
     def __init__(self, tiles: Tiles, kv_dtype: str, machine: Machine, unit: WarpgroupUnit, multiprocessors: int):
         super().__init__(tiles, kv_dtype, machine, unit)
         self.multiprocessors = multiprocessors

@@ -89,9 +89,10 @@ def prefill_linear(op: Linear, multiprocessors: int, machine: Machine, unit: War
 
 
 def kinds(op: Linear, multiprocessors: int) -> list[tuple[WarpgroupTiles, int | None]]:
-    """Kinds of block and up to how many times 128 tokens each is taken, the last for any number."""
+    """Kinds of block and up to how many times 128 tokens each is taken, the last for any number. Those that share out
+    the columns add up in another order."""
     across, steps, found = -(-op.rows // MANY.rows), padded(op.columns) // DEPTH, []
-    for tiles, blocks in ((FEWEST, multiprocessors // 2), (FEW, multiprocessors)):
+    for tiles, blocks in () if op.steady else ((FEWEST, multiprocessors // 2), (FEW, multiprocessors)):
         if steps % tiles.split == 0 and blocks // across > (found[-1][1] if found else 0):
             found.append((tiles, blocks // across))
     return [*found, (MANY, None)]

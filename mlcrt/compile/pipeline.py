@@ -13,7 +13,7 @@ from tvm import relax
 
 from mlcrt.errors import MlcrtError
 from mlcrt.models import DecoderConfig
-from mlcrt.models.decoder import BATCH, build_module
+from mlcrt.models.decoder import BATCH, PIECES, build_module
 
 from . import fusion
 from .lower import lower_operators
@@ -95,7 +95,7 @@ def _bound_tokens(mod: tvm.IRModule, library) -> tvm.IRModule:
     for var, function in list(mod.functions_items()):
         if isinstance(function, relax.Function):
             tokens = library.score_chunk if var.name_hint == "score" else library.chunk
-            limits = {"n": tokens, BATCH: max(library.batch, 1)}
+            limits = {"n": tokens, PIECES: tokens, BATCH: max(library.batch, 1)}
             mod.update_func(var, function.with_attr("tir_var_upper_bound", limits))
     return mod
 

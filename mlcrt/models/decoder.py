@@ -12,7 +12,7 @@ state = (token [1] i32, position [1] i32, logits [1, vocab] f32, k_0, v_0, k_1, 
 Where the kernels have paged caches, many sequences share cache = (k_0, v_0 …), and places = (positions [n] i32,
 sequences [n] i32, blocks [sequences, most blocks] i32) tells for each token which sequence it continues where:
 
-    batch_prefill(tokens [n] i32, places, cache, params)      returns [n, hidden], before the final norm
+    batch_prefill(tokens [pieces] i32, places, cache, params) returns [pieces, hidden], before the final norm
     batch_decode(tokens [rows] i32, places, cache, params)    returns logits [rows, vocab], each row as if it were alone
     batch_logits(x [rows, hidden], params)                    logits of rows that batch_prefill returned
     batch_choose(logits [rows, vocab], masks, mask, bias_starts, bias_tokens, biases, params)    see kernels: choose
@@ -29,6 +29,7 @@ from mlcrt.quant.scheme import Scheme
 
 from .config import DecoderConfig
 
+PIECES = "pieces"  # the dimension that counts tokens of several prompts, cut where it suited a step
 BATCH = "rows"  # the dimension that counts independent sequences; kernels compute each as if it were alone
 PLAIN = "values"  # attribute holding a weight stored as plain floats; left out of parameter names
 
@@ -275,7 +276,7 @@ def _batch_spec(config: DecoderConfig, cache: list) -> dict:
 
     logits, words = nn.spec.Tensor([BATCH, config.vocab], "float32"), -(-config.vocab // 32)
     return {
-        "batch_prefill": tokens("n"),
+        "batch_prefill": tokens(PIECES),
         "batch_decode": tokens(BATCH),
         "batch_logits": {"x": nn.spec.Tensor([BATCH, config.hidden], "float32")},
         "batch_choose": {
