@@ -10,6 +10,7 @@ from web_server import WAIT_S, Answer, Refusal
 
 
 def test_api_key(page, server):
+    page.until(lambda: page.find("#model").text == "toy-model")  # what comes next asks for the key, not the start
     server.key = "sesame"
     page.send("Hello")
     page.until(lambda: page.find("#key-dialog").is_displayed(), "no key was asked for")

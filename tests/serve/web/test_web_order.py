@@ -1,0 +1,212 @@
+"""Things that happen in an unlucky order: storage, server or timers that are late, and tabs that act at once."""
+
+from __future__ import annotations
+
+from selenium.webdriver.common.keys import Keys
+from web_server import WAIT_S, Answer
+
+NODES = """
+    const request = indexedDB.open("mlcrt");
+    return await new Promise((resolve) => {
+        request.onsuccess = () => {
+            request.result.transaction("conversations").objectStore("conversations").getAll().onsuccess = ({ target }) => {
+                request.result.close();
+                resolve(target.result.map(({ title, nodes }) => [title, nodes.map((n) => [n.content, n.state])]));
+            };
+        };
+    });
+"""  # noqa: E501
+PENDING = "return Object.keys(localStorage).filter((key) => key.startsWith('mlcrt.pending.')).length"
+LATE_DATABASE = """
+    const open = IDBFactory.prototype.open;
+    IDBFactory.prototype.open = function (...given) {
+        const late = {};
+        const request = open.apply(this, given);
+        request.onupgradeneeded = () => late.onupgradeneeded();
+        request.onsuccess = () => window.opened = () => late.onsuccess();
+        Object.defineProperty(late, "result", { get: () => request.result });
+        return late;
+    };
+"""
+
+
+def stored(page) -> dict[str, dict[str, str]]:
+    """What IndexedDB holds: title → text of a message → its state."""
+    page.until(lambda: page.js(PENDING) == 0, "a change was not confirmed")
+    return {title: {content: state for content, state in nodes} for title, nodes in page.module(NODES)}
+
+
+def test_a_database_that_opens_late(page, server):
+    """What is typed, sent and set before the page knows what it stored belongs to the conversation of the address."""
+    page.ask("First")
+    page.js("""
+        sessionStorage["mlcrt.prompt"] = "a draft, ";
+        localStorage["mlcrt.settings"] = JSON.stringify({ seed: 7, system: "Be brief." });
+    """)
+    with page.before_the_page(LATE_DATABASE):
+        page.driver.refresh()
+        page.until(lambda: page.js("return Boolean(window.opened)"), "the page opened no database")
+        page.prompt.send_keys("finished", Keys.ENTER)
+        page.keys(Keys.ESCAPE, Keys.CONTROL, ".")
+        page.find("#set-top_k").send_keys("5")
+        assert server.bodies[1:] == [] and page.find("#set-seed").get_attribute("value") == "7"
+        page.js("window.opened()")
+    page.until(lambda: len(server.bodies) == 2, "nothing was sent")
+    page.idle()
+    assert page.questions == ["First", "a draft, finished"] and page.titles() == ["First"]
+    assert page.js("return JSON.parse(localStorage['mlcrt.settings'])") == {
+        "seed": 7,
+        "system": "Be brief.",
+        "top_k": 5,
+    }
+
+
+def test_storage_that_never_answers(page, server):
+    """Neither the question nor the answer waits for IndexedDB, and both are there again after a reload."""
+    page.js("""
+        const real = IDBDatabase.prototype.transaction;
+        IDBDatabase.prototype.transaction = function (table, mode) {
+            return mode === "readwrite" ? { objectStore: () => ({ get: () => ({}), transaction: {} }) } : real.call(this, table, mode);
+        };
+    """)  # noqa: E501
+    answer = server.next(Answer("Half", held=True))
+    page.send("Question")
+    page.shows("Half")
+    answer.end()
+    page.idle()
+    assert page.js(PENDING) == 1
+    page.reload()
+    assert page.questions == ["Question"] and page.answers == ["Half"] and page.note() == ""
+    assert stored(page) == {"Question": {"Question": "done", "Half": "done"}}
+
+
+def test_models_that_come_late(page, server):
+    """The list of models: neither Stop nor the chosen model depend on when it comes."""
+    server.models = ("toy-model", "other-model")
+    page.reload()
+    page.until(lambda: page.find("#model").text == "toy-model")
+    page.press("Settings")
+    page.find("#model-choice").send_keys("other")
+    page.ask("Hello")
+    server.models_held = True
+    page.reload()
+    page.press("Settings")
+    page.find("#set-seed").send_keys("3")
+    page.press("New conversation")
+    page.js("localStorage.removeItem('mlcrt.settings')")
+    page.press("New conversation")  # nothing says which model it is for, so the request waits for the list
+    page.send("Anyone?")
+    page.press("Stop")
+    page.idle()
+    assert page.note() == "Stopped before the first word." and len(server.bodies) == 1
+    page.js("[...document.querySelectorAll('#list .open')].find((e) => e.textContent === 'Hello').click()")
+    server.models_held = False
+    page.until(lambda: page.find("#model").text == "other-model")
+    page.ask("Again")
+    assert server.bodies[1]["model"] == "other-model" and server.bodies[1]["seed"] == 3
+
+
+def test_a_late_drawing_is_of_the_newest_answer(page, server):
+    """The drawing that a stopped answer asked for shows the first words of the one that took its place."""
+    server.next(Answer("Old", held=True))
+    page.send("Question")
+    page.shows("Old")
+    page.js("const real = setTimeout; window.setTimeout = (f, ms, ...a) => real(f, ms === 40 ? 1000 : ms, ...a)")
+    server.next(Answer("New. Words", held=True))
+    page.js("document.querySelector('.turn.user .edit').click()")
+    page.keys(" again", Keys.ENTER)
+    assert page.note() == "Reading the prompt"  # at once, not when something was stored
+    page.shows("New. Words")
+    assert page.spoken() == ["New."]
+    page.press("Stop")
+    page.idle()
+
+
+def test_two_tabs_in_one_conversation(page, server):
+    """Each tab receives an answer, one renames and sets something meanwhile: nothing of it is lost."""
+    page.ask("Root")
+    first, address = page.driver.current_window_handle, page.driver.current_url
+    here = server.next(Answer("Here", held=True))
+    page.send("From here")
+    page.shows("Here")
+    page.driver.switch_to.new_window("tab")
+    page.screen()
+    page.open(address)
+    there = server.next(Answer("There", held=True))
+    page.js("document.querySelector('.turn.user .edit').click()")
+    page.keys(" of it", Keys.ENTER)
+    page.shows("There")
+    page.press("Rename “Root of it”")
+    page.keys(Keys.CONTROL, "a")
+    page.keys("Tree", Keys.ENTER)
+    page.press("Settings")
+    page.find("#set-seed").send_keys("3")
+    second = page.driver.current_window_handle
+    page.driver.switch_to.window(first)
+    page.until(lambda: page.titles() == ["Tree"], "the new title did not come over")
+    assert page.questions == ["Root", "From here"] and page.answers[-1] == "Here"
+    here.say(" it is")
+    here.end()
+    page.shows("Here it is")
+    page.idle()
+    page.driver.switch_to.window(second)
+    there.end()
+    page.idle()
+    assert page.questions == ["Root of it"] and page.answers == ["There"]
+    page.press("Earlier version", ".turn.user")
+    page.until(lambda: page.answers == ["Certainly.", "Here it is"], "the other tab's answer did not come over")
+    messages = {"Root", "Certainly.", "From here", "Here it is", "Root of it", "There"}
+    assert stored(page) == {"Tree": dict.fromkeys(messages, "done")}
+    page.driver.close()
+    page.driver.switch_to.window(first)
+    page.ask("On")
+    assert server.bodies[-1]["seed"] == 3  # set in the other tab
+    assert stored(page)["Tree"].keys() == messages | {"On"}
+
+
+def test_deleted_in_another_tab(page, server):
+    """A conversation stays deleted though an answer to it was arriving elsewhere; that answer is asked for no longer."""
+    page.ask("Kept")
+    page.press("New conversation")
+    answer = server.next(Answer("Long", held=True))
+    page.send("Streaming")
+    page.shows("Long")
+    first = page.driver.current_window_handle
+    page.driver.switch_to.new_window("tab")
+    page.screen()
+    page.open()
+    page.press("Delete “Streaming”")
+    page.until(lambda: page.js(PENDING) == 0)
+    page.driver.close()
+    page.driver.switch_to.window(first)
+    assert answer.left.wait(WAIT_S), "the answer still arrives"
+    page.idle()
+    page.until(lambda: page.titles() == ["Kept"])
+    assert page.answers == ["Long"] and stored(page).keys() == {"Kept"}
+
+
+def test_duplicate_of_a_tab(page, server):
+    """A browser's copy of a tab starts with what the tab keeps for its session, but is not that tab after a reload."""
+    answer = server.next(Answer("One", held=True))
+    page.send("Hello")
+    page.shows("One")
+    page.until(lambda: page.js("return JSON.stringify(localStorage).includes('One')"))
+    first = page.driver.current_window_handle
+    page.js("""
+        const link = Object.assign(document.createElement("a"), { href: location.href, target: "_blank", rel: "opener" });
+        document.querySelector("#empty").before(link);
+        link.textContent = link.id = "copy";
+    """)
+    page.find("#copy").send_keys(Keys.ENTER)
+    page.until(lambda: len(page.driver.window_handles) == 2)
+    page.driver.switch_to.window(next(h for h in page.driver.window_handles if h != first))
+    page.ready()
+    assert page.note().startswith("This answer is arriving in another tab")
+    page.driver.switch_to.window(first)
+    answer.say(" and two.")
+    answer.end()
+    page.shows("One and two.")
+    page.driver.switch_to.window(next(h for h in page.driver.window_handles if h != first))
+    page.shows("One and two.")
+    page.driver.close()
+    page.driver.switch_to.window(first)
