@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -149,12 +150,20 @@ def test_server_gone_at_the_start(page):
     page.until(lambda: page.find("#model").text == "toy-model" and not page.notice())
 
 
-def test_storage_that_is_full(page):
+def test_storage_that_is_full(page, tmp_path):
     """IndexedDB refuses: the conversation goes on, and a sentence says that it will not be kept."""
     page.js("IDBObjectStore.prototype.put = () => { throw new DOMException('full', 'QuotaExceededError'); }")
     page.ask("Hello")
     page.shows("Certainly.")
-    assert "could not store this conversation" in page.notice()
+    page.until(lambda: "could not store this conversation" in page.notice())
+    file = tmp_path / "x.json"
+    message = {"id": "n", "parent": None, "role": "user", "content": "x"}
+    conversation = {"id": "a", "title": "Imported", "leaf": "n", "nodes": [message]}
+    file.write_text(json.dumps({"format": "mlcrt-conversations", "version": 1, "conversations": [conversation]}))
+    page.find("#import-file").send_keys(str(file))
+    page.until(lambda: "Imported" in page.titles())
+    page.until(lambda: not page.js("return document.getElementById('import-file').value"), "the import did not end")
+    assert "could not store this conversation" in page.notice()  # and no word of what was imported instead
 
 
 def test_streams_in_odd_pieces(page):

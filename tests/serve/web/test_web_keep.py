@@ -140,7 +140,7 @@ def test_changes_cut_off_by_a_reload(page, server):
         const real = IDBDatabase.prototype.transaction;
         IDBDatabase.prototype.transaction = function (table, mode) {
             if (mode !== "readwrite") return real.call(this, table, mode);
-            const never = { get: () => ({}), transaction: {} };
+            const never = { get: () => ({}), put() {}, delete() {}, transaction: {} };
             return { objectStore: () => never };
         };
     """)

@@ -65,10 +65,11 @@ def test_storage_that_never_answers(page, server):
     """Neither the question nor the answer waits for IndexedDB, and both are there again after a reload."""
     page.js("""
         const real = IDBDatabase.prototype.transaction;
+        const never = { get: () => ({}), put() {}, delete() {}, transaction: {} };
         IDBDatabase.prototype.transaction = function (table, mode) {
-            return mode === "readwrite" ? { objectStore: () => ({ get: () => ({}), transaction: {} }) } : real.call(this, table, mode);
+            return mode === "readwrite" ? { objectStore: () => never } : real.call(this, table, mode);
         };
-    """)  # noqa: E501
+    """)
     answer = server.next(Answer("Half", held=True))
     page.send("Question")
     page.shows("Half")
@@ -165,7 +166,7 @@ def test_two_tabs_in_one_conversation(page, server):
 
 
 def test_deleted_in_another_tab(page, server):
-    """A conversation stays deleted though an answer to it was arriving elsewhere; that answer is asked for no longer."""
+    """A conversation stays deleted though an answer to it was arriving elsewhere; that one is stopped."""
     page.ask("Kept")
     page.press("New conversation")
     answer = server.next(Answer("Long", held=True))
@@ -193,9 +194,9 @@ def test_duplicate_of_a_tab(page, server):
     page.until(lambda: page.js("return JSON.stringify(localStorage).includes('One')"))
     first = page.driver.current_window_handle
     page.js("""
-        const link = Object.assign(document.createElement("a"), { href: location.href, target: "_blank", rel: "opener" });
+        const link = document.createElement("a");
+        Object.assign(link, { href: location.href, target: "_blank", rel: "opener", id: "copy", textContent: "copy" });
         document.querySelector("#empty").before(link);
-        link.textContent = link.id = "copy";
     """)
     page.find("#copy").send_keys(Keys.ENTER)
     page.until(lambda: len(page.driver.window_handles) == 2)
