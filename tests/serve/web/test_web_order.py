@@ -211,3 +211,59 @@ def test_duplicate_of_a_tab(page, server):
     page.shows("One and two.")
     page.driver.close()
     page.driver.switch_to.window(first)
+
+
+def conversation(nodes: str, leaf: str, title: str = "t", **settings) -> dict:
+    """`nodes`: "q f<q:streaming" is a message q and below it f in that state; in capitals those without a word."""
+    found = []
+    for part in nodes.split():
+        name, _, rest = part.partition("<")
+        parent, _, state = rest.partition(":")
+        content = "" if name.isupper() else name
+        found.append({"id": name.lower(), "parent": parent or None, "content": content, "state": state or "done"})
+    more = {"id": "c", "title": title, "named": title != "t", "settings": settings, "updated": 0}
+    return {"nodes": found, "leaf": leaf, **more}
+
+
+# What this tab knew to be stored, what it has now, what is stored now, which answer it is receiving → what it has then.
+MERGED = [
+    # another try here in the place of an empty answer, which the store still has; and the same there
+    (("q F<q", "f"), ("q g<q", "g"), ("q F<q", "f"), None, ("q g<q", "g")),
+    (("q F<q", "f"), ("q F<q", "f"), ("q g<q", "g"), None, ("q g<q", "g")),
+    (("q F<q", "f"), ("q F<q h<f", "h"), ("q g<q", "g"), None, ("q F<q h<f g<q", "h")),
+    (("q F<q", "f"), ("q g<q", "g"), ("q F<q h<f", "h"), None, ("q g<q F<q h<f", "g")),
+    (("q f<q", "f"), ("q f<q", "f"), ("q", "q"), None, ("q f<q", "f")),  # words are never lost
+    # what is new there is shown below what is shown here, not instead of it
+    (("q f<q", "f"), ("q f<q", "f"), ("q f<q h<f", "h"), None, ("q f<q h<f", "h")),
+    (("q f<q", "f"), ("q f<q", "f"), ("q f<q g<q", "g"), None, ("q f<q g<q", "f")),
+    (("q f<q", "f"), ("q f<q", "f"), ("q f<q h<f", "h"), "f", ("q f<q h<f", "f")),
+    # an answer that ended counts more than one that arrives or was cut off, but not where it arrives
+    (("q", "q"), ("q f<q:streaming", "f"), ("q f<q:stopped", "f"), None, ("q f<q:stopped", "f")),
+    (("q", "q"), ("q f<q:streaming", "f"), ("q f<q:interrupted", "f"), "f", ("q f<q:streaming", "f")),
+    (("q", "q"), ("q f<q:done", "f"), ("q f<q:interrupted", "f"), None, ("q f<q:done", "f")),
+    # title and settings: who changed them; both: this tab
+    (("q", "q"), ("q", "q"), ("q", "q", "there", 1), None, ("q", "q", "there", 1)),
+    (("q", "q"), ("q", "q", "here", 1), ("q", "q"), None, ("q", "q", "here", 1)),
+    (("q", "q"), ("q", "q", "here", 1), ("q", "q", "there", 2), None, ("q", "q", "here", 1)),
+    (None, ("q h<q", "h", "here", 1), ("q f<q", "f", "there", 2), None, ("q h<q f<q", "h", "here", 1)),
+]
+MERGE = """
+    const { baseOf, keepBase, take } = await load('merge.js');
+    return arguments[0].map(([base, mine, stored, running]) => {
+        keepBase(mine, base && baseOf(base));
+        take(mine, stored, running);
+        return mine;
+    });
+"""
+
+
+def test_merging(page):
+    def made(given):
+        if given is None:
+            return None
+        nodes, leaf, title, seed = given if len(given) == 4 else (*given, "t", 0)
+        return conversation(nodes, leaf, title, seed=seed)
+
+    found = page.module(MERGE, [[*map(made, case[:3]), case[3]] for case in MERGED])
+    for case, merged in zip(MERGED, found, strict=True):
+        assert merged == made(case[4]), case
