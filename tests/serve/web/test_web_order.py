@@ -213,6 +213,24 @@ def test_duplicate_of_a_tab(page, server):
     page.driver.switch_to.window(first)
 
 
+def test_a_late_recovery_leaves_what_arrives_here(page, server):
+    """The page looks again for tabs that are gone; by then it may be receiving answers of its own."""
+    page.js("localStorage['mlcrt.live.other'] = JSON.stringify({ at: Date.now() + 1e6, answers: [] })")
+    later = "const real = setTimeout; window.setTimeout = (f, ms, ...a) => ms > 8000 ? (window.again = f, 0) : real(f, ms, ...a)"  # noqa: E501
+    with page.before_the_page(later):
+        page.reload()
+    answer = server.next(Answer("One", held=True))
+    page.send("Hello")
+    page.shows("One")
+    page.until(lambda: page.js("return JSON.stringify(localStorage).includes('One')"))
+    page.js("const { again } = window; window.again = null; again()")
+    page.until(lambda: page.js("return Boolean(window.again)"), "the other tab is not waited for any longer")
+    assert list(stored(page)["Hello"].values()) == ["done", "streaming"]
+    answer.end()
+    page.idle()
+    assert page.answers == ["One"] and stored(page) == {"Hello": {"Hello": "done", "One": "done"}}
+
+
 def conversation(nodes: str, leaf: str, title: str = "t", **settings) -> dict:
     """`nodes`: "q f<q:streaming" is a message q and below it f in that state; in capitals those without a word."""
     found = []
