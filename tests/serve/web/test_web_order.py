@@ -160,6 +160,7 @@ def test_two_tabs_in_one_conversation(page, server):
     assert stored(page) == {"Tree": dict.fromkeys(messages, "done")}
     page.driver.close()
     page.driver.switch_to.window(first)
+    page.until(lambda: page.find("#set-seed").get_property("value") == "3", "the setting did not come over")
     page.ask("On")
     assert server.bodies[-1]["seed"] == 3  # set in the other tab
     assert stored(page)["Tree"].keys() == messages | {"On"}
