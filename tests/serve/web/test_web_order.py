@@ -232,6 +232,24 @@ def test_a_late_recovery_leaves_what_arrives_here(page, server):
     assert page.answers == ["One"] and stored(page) == {"Hello": {"Hello": "done", "One": "done"}}
 
 
+def test_an_answer_that_ends_while_the_page_is_left(page, server):
+    """A page that the browser kept and brings back goes on where it was: with an answer that is complete."""
+    answer = server.next(Answer("One", held=True))
+    page.send("Hello")
+    page.shows("One")
+    page.js("""
+        const { cancel } = ReadableStreamDefaultReader.prototype;
+        ReadableStreamDefaultReader.prototype.cancel = function () { window.ended = true; return cancel.call(this); };
+        window.dispatchEvent(new PageTransitionEvent("pagehide", { persisted: true }));
+    """)
+    answer.end()
+    page.until(lambda: page.js("return window.ended"))
+    assert page.button("Stop")
+    page.js("window.dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))")
+    page.idle()
+    assert page.answers == ["One"] and stored(page) == {"Hello": {"Hello": "done", "One": "done"}}
+
+
 def conversation(nodes: str, leaf: str, title: str = "t", **settings) -> dict:
     """`nodes`: "q f<q:streaming" is a message q and below it f in that state; in capitals those without a word."""
     found = []
