@@ -57,9 +57,7 @@ class Embedding(Task):
 class Generation(Task):
     """The tokens of one answer. Everything but `cancel` happens on the engine's thread."""
 
-    def __init__(
-        self, request: GenerationRequest, on_event: OnEvent, vocab: int, context: int, started: float, wake
-    ):
+    def __init__(self, request: GenerationRequest, on_event: OnEvent, vocab: int, context: int, started: float, wake):
         size = len(request.prompt)
         # the last token of an answer is never put into the cache
         most = context if request.max_tokens is None else min(context, size + request.max_tokens - 1)

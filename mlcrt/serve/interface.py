@@ -122,9 +122,7 @@ class Scheduler(Protocol):
     def submit(self, request: GenerationRequest, on_event: OnEvent) -> RequestHandle:
         """Queue a request. Raises RequestRefused, QueueFull or SchedulerClosed; then on_event is never called."""
 
-    def submit_all(
-        self, requests: Sequence[GenerationRequest], on_events: Sequence[OnEvent]
-    ) -> list[RequestHandle]:
+    def submit_all(self, requests: Sequence[GenerationRequest], on_events: Sequence[OnEvent]) -> list[RequestHandle]:
         """Queue all or, raising, none. Equal prompts (n > 1) are prefilled once; give each its own constraint, and its
         own seed."""
 

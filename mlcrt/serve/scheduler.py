@@ -161,7 +161,7 @@ class BatchScheduler:
                 if not running and self._queue:
                     self._changed.wait(0.01)  # an engine that has no room for anyone though nobody runs
             for task, reason in ended:
-                self._leave(task, reason)
+                task.end(reason)
             if running:
                 self._step(running)
 
@@ -173,13 +173,15 @@ class BatchScheduler:
                 leavers.append((task, "cancelled"))
             elif now >= task.deadline:
                 leavers.append((task, "timeout"))
-        for task, _ in leavers:
+        for task, reason in leavers:
+            self._finished[reason] += 1
             if task.slot is None:
                 self._queue.drop(task)
             else:
                 self._running.remove(task)
                 self._engine.release(task.slot)
                 task.slot = None
+                self._usage = self._engine.usage()
         return leavers
 
     def _admit(self) -> None:
@@ -288,11 +290,6 @@ class BatchScheduler:
     def _end(self, task: Task, reason: str, error: str | None = None) -> None:
         self._release(task, reason)
         task.end(reason, error)
-
-    def _leave(self, task: Task, reason: str) -> None:
-        with self._changed:
-            self._finished[reason] += 1
-        task.end(reason)
 
     def _release(self, task: Task, reason: str) -> None:
         with self._changed:

@@ -308,6 +308,31 @@ def test_who_cancels_frees_the_slot_within_one_step():
         client.handle.cancel()
 
 
+def test_figures_when_the_last_one_has_left():
+    """Nothing that was cancelled counts, neither before its last event nor until the next request."""
+    engine = ToyBatchEngine(slots=1)
+    with serving(engine) as (scheduler, _):
+        figures = []
+        seen = threading.Event()
+
+        class Leaving(Client):
+            def __call__(self, event):
+                if event.finish_reason is not None:
+                    figures.append(scheduler.stats())
+                    seen.set()
+                super().__call__(event)
+
+        client = Leaving(engine)
+        client.handle = scheduler.submit(request([1], None), client)
+        assert client.first.wait(WAIT)
+        client.handle.cancel()
+        engine.held.set()
+        assert seen.wait(WAIT)
+        (stats,) = figures
+        assert (stats["running"], stats["queued"], stats["kv_tokens"]) == (0, 0, 0)
+        assert stats["finished"] == {"cancelled": 1} and stats["kv_cached_tokens"] > 0
+
+
 def test_cancelling_what_waits_and_what_is_being_read():
     engine = ToyBatchEngine(slots=1, context=600, chunk=4)
     with serving(engine) as (scheduler, _):
@@ -336,7 +361,7 @@ def test_a_receiver_that_fails_has_left():
 
 def test_time_runs_out_while_waiting_and_while_writing():
     now = [0.0]
-    engine = ToyBatchEngine(slots=1, context=5000, delay=0.001)
+    engine = ToyBatchEngine(slots=1, context=100_000, delay=0.001)
     with serving(engine, clock=lambda: now[0]) as (scheduler, _):
         writing = start(scheduler, [1], None, timeout_s=10)
         assert writing.first.wait(WAIT)

@@ -117,9 +117,7 @@ class ToyBatchEngine:
             slot.tokens.extend(item.tokens)
             assert len(slot.tokens) <= slot.limit, "more tokens than it was admitted with"
             if item.hidden:
-                result.hidden[slot.index] = sum(
-                    hidden_of(slot.tokens[: i + 1]) for i in range(start, len(slot.tokens))
-                )
+                result.hidden[slot.index] = sum(hidden_of(slot.tokens[: i + 1]) for i in range(start, len(slot.tokens)))
             if item.choice is not None:
                 raw = logits_after(slot.tokens, self.vocab)
                 token, logits = choose(raw, item.choice)

@@ -78,8 +78,8 @@ export function waitOf(header, now = Date.now()) {
 }
 
 /** Models the server offers: [{id, context}], context in tokens or null (mlcrt's field, or vLLM's). */
-export async function models() {
-  const response = await request("/v1/models");
+export async function models(signal) {
+  const response = await request("/v1/models", { signal });
   const data = await response.json().catch(() => null);
   const list = Array.isArray(data?.data) ? data.data : [];
   return list

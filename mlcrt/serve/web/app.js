@@ -1,5 +1,7 @@
 // The page: puts storage, server, transcript, list and settings together.
 import { byId, button, download, el, fit, icon } from "./dom.js";
+import { askKey } from "./dialogs.js";
+import { showHead } from "./head.js";
 import { key, models, remembered } from "./api.js";
 import {
   addNode, exportText, importText, newConversation, nodeById, pathTo, readSettings, showBranch,
@@ -14,14 +16,15 @@ import { Turns } from "./turns.js";
 
 const DRAW_MS = 40; // between two drawings of a growing answer
 const KEEP_MS = 200; // between two writings of it to storage
-const count = new Intl.NumberFormat("en");
 
-const state = { conversations: [], current: null, models: [], runs: new Map(), drawing: null };
+const defaults = () => newConversation(readSettings(remembered.get("settings")));
+const state = { conversations: [], current: defaults(), models: [], runs: new Map(), drawing: null, keptAt: 0, leaving: false };
 const prompt = byId("prompt");
 const speech = new Speech(byId("spoken"), byId("said"));
-const store = new Store(changedElsewhere), panels = new Panels();
+const store = new Store(changedElsewhere, (id) => state.runs.get(id)?.node.id ?? null), panels = new Panels();
 const coarse = () => window.matchMedia("(pointer: coarse)").matches && !window.matchMedia("(any-pointer: fine)").matches;
 const runOf = (conversation) => state.runs.get(conversation.id) ?? null;
+const conversationOf = (id) => state.conversations.find((conversation) => conversation.id === id);
 /** The chosen model while it is served, else the first that is. */
 const modelName = ({ settings: { model } } = state.current) =>
   state.models.some(({ id }) => id === model) || (model && !state.models.length) ? model : (state.models[0]?.id ?? "");
@@ -57,22 +60,9 @@ function drawList() {
 }
 
 function drawHead() {
-  const { current } = state;
-  const title = current.title || "New conversation";
-  byId("title").textContent = title;
-  document.title = current.title ? `${title} · mlcrt` : "mlcrt";
-  byId("model").textContent = modelName();
-  byId("greeting").textContent = modelName() ? `Ask ${modelName()}` : "mlcrt";
-  const busy = Boolean(runOf(current));
-  byId("send").hidden = busy;
-  byId("stop").hidden = !busy;
-  const last = pathTo(current).findLast((node) => node.figures?.completion !== undefined);
-  const used = last ? (last.figures.prompt ?? 0) + last.figures.completion : 0;
-  const context = state.models.find((model) => model.id === modelName())?.context;
-  byId("used").textContent = used ? `${count.format(used)}${context ? ` of ${count.format(context)}` : ""} tokens of context` : "";
-  byId("gauge").hidden = !(used && context);
-  byId("gauge").style.setProperty("--used", context ? String(Math.min(1, used / context)) : "0");
-  byId("hint").classList.toggle("unseen", current.nodes.length > 0);
+  const name = modelName();
+  const context = state.models.find(({ id }) => id === name)?.context ?? null;
+  showHead(state.current, { model: name, context, busy: Boolean(runOf(state.current)) });
 }
 
 /** A sentence above the message box, with buttons; the next one replaces it. */
@@ -83,21 +73,25 @@ function notice(text, ...buttons) {
 
 // ---- conversations -------------------------------------------------------------------------------------------------
 
+/** What is changed is kept when this returns; the promise tells, when IndexedDB has it or not, which of both. */
 function save(conversation) {
   if (!state.conversations.includes(conversation)) state.conversations.unshift(conversation);
-  return store.put(conversation).catch(() => {
-    notice("The browser could not store this conversation: its storage is full or blocked. Export what you want to keep.");
-  });
+  return stored(store.put(conversation), "could not store this conversation");
 }
 
+const stored = (change, failure) =>
+  change.then(() => true).catch(() => {
+    notice(`The browser ${failure}: its storage is full or blocked. Export what you want to keep.`);
+    return false;
+  });
+
 function startNew() {
-  const defaults = readSettings(remembered.get("settings"));
-  show(newConversation(defaults));
+  show(defaults());
   prompt.focus();
 }
 
 function show(conversation) {
-  if (state.current && state.current !== conversation) speech.begin();
+  if (state.current !== conversation) speech.begin();
   state.current = conversation;
   const hash = conversation.nodes.length ? `#${conversation.id}` : "";
   if (location.hash !== hash) history.pushState(null, "", location.pathname + hash);
@@ -110,13 +104,14 @@ function show(conversation) {
 }
 
 function pick(id) {
-  const found = state.conversations.find((conversation) => conversation.id === id);
+  const found = conversationOf(id);
   if (found) show(found);
   panels.closeDrawer();
 }
 
 function rename(id, title) {
-  const conversation = state.conversations.find((other) => other.id === id);
+  const conversation = conversationOf(id);
+  if (!conversation) return; // deleted in another tab meanwhile
   conversation.title = title;
   conversation.named = true;
   save(conversation);
@@ -124,33 +119,40 @@ function rename(id, title) {
   drawList();
 }
 
-async function remove(id) {
-  const conversation = state.conversations.find((other) => other.id === id);
+function remove(id) {
+  const conversation = conversationOf(id);
+  if (!conversation) return;
   runOf(conversation)?.stop();
   state.conversations = state.conversations.filter((other) => other !== conversation);
   if (state.current === conversation) {
     history.replaceState(null, "", location.pathname);
     show(newConversation(conversation.settings));
   } else drawList();
-  notice(`“${conversation.title || "Untitled"}” was deleted.`, button("Undo", async () => {
+  notice(`“${conversation.title || "Untitled"}” was deleted.`, button("Undo", () => {
     notice("");
-    await save(conversation);
+    save(conversation);
     show(conversation);
     prompt.focus();
   }));
-  await store.delete(id);
+  stored(store.delete(id), "could not delete this conversation");
 }
 
+/** Another tab changed a conversation: what is new comes into this tab's copy, whatever goes on with that here. */
 async function changedElsewhere(id) {
-  if (state.runs.has(id)) return;
-  const fresh = await store.get(id);
-  const at = state.conversations.findIndex((conversation) => conversation.id === id);
-  if (at >= 0) state.conversations.splice(at, 1);
-  if (fresh) state.conversations.unshift(fresh);
-  if (state.current.id === id && fresh && !turns.editing) {
-    state.current = fresh;
-    draw();
-  } else drawList();
+  await started;
+  const fresh = await store.get(id).catch(() => undefined);
+  if (fresh === undefined) return; // the browser does not say
+  const mine = conversationOf(id) ?? (state.current.id === id ? state.current : null);
+  state.conversations = state.conversations.filter((other) => other.id !== id);
+  if (!fresh) {
+    if (mine) runOf(mine)?.stop();
+    return drawList();
+  }
+  if (mine) store.take(mine, fresh);
+  state.conversations.unshift(mine ?? fresh);
+  if (mine !== state.current) return drawList();
+  if (!byId("settings-form").contains(document.activeElement)) settings.show(mine.settings);
+  draw();
 }
 
 // ---- answers -------------------------------------------------------------------------------------------------------
@@ -159,6 +161,7 @@ function send() {
   const text = prompt.value.trim();
   const { current } = state;
   if (!text || runOf(current)) return;
+  if (!state.started) return started.then(send); // which conversation it belongs to shows then
   prompt.value = "";
   keepPrompt();
   fit(prompt);
@@ -178,6 +181,7 @@ function regenerate(node) {
 /** Another try at an answer that failed; one that holds text stays beside the new one. */
 function retry(node) {
   const { current } = state;
+  if (!current.nodes.includes(node)) return; // another one was opened behind the dialog that asks for a key
   runOf(current)?.stop();
   if (!node.content) current.nodes = current.nodes.filter((other) => other !== node);
   answer(current, nodeById(current, node.parent));
@@ -197,22 +201,23 @@ async function answer(conversation, question) {
   notice("");
   speech.begin();
   turns.following = true;
-  await save(conversation);
+  save(conversation);
   if (conversation === state.current) {
     history.replaceState(null, "", `${location.pathname}#${conversation.id}`);
     draw();
     turns.toEnd();
     (coarse() ? byId("stop") : prompt).focus(); // on a phone the keyboard makes room for the answer
   }
-  if (!modelName(conversation)) await lookForModels(true);
+  if (!modelName(conversation)) await lookForModels(true, run.controller.signal);
   run.settings.model = modelName(conversation);
   await run.go();
-  if (state.leaving) return; // keepAnswers wrote down what came, recover() says why it ends
-  const replaced = state.runs.get(conversation.id) !== run; // by an edit or another try while it ran
+  // keepAnswers wrote down what came and recover() says why it ends, unless the browser's cache brings the page back.
+  if (state.leaving) await new Promise((resolve) => window.addEventListener("pageshow", resolve, { once: true }));
+  const replaced = runOf(conversation) !== run; // by an edit or another try while it ran
   if (!replaced) state.runs.delete(conversation.id);
   conversation.updated = Date.now();
-  if (state.conversations.includes(conversation)) await save(conversation);
-  keepAnswers();
+  if (state.conversations.includes(conversation)) save(conversation).then(() => keepAnswers());
+  else keepAnswers();
   if (conversation !== state.current || replaced) return;
   draw();
   speech.progress(node.content, true);
@@ -221,12 +226,14 @@ async function answer(conversation, question) {
 }
 
 function progressed(run) {
+  if (Date.now() - state.keptAt >= KEEP_MS) keepAnswers(); // timers of a tab in the background may come once a minute
   if (run.conversation !== state.current || state.drawing) return;
   state.drawing = setTimeout(() => {
     state.drawing = null;
-    if (!state.runs.has(run.conversation.id) || run.conversation !== state.current) return;
-    turns.refresh(run.conversation, run);
-    speech.progress(run.node.content);
+    const now = runOf(state.current); // maybe not the one that asked for this
+    if (!now) return;
+    turns.refresh(state.current, now);
+    speech.progress(now.node.content);
   }, DRAW_MS);
 }
 
@@ -235,30 +242,25 @@ function stop() {
   prompt.focus();
 }
 
-function keepAnswers(leaving = false) {
+function keepAnswers(leaving = state.leaving) {
   const now = ({ conversation, node }) => ({ conversation: conversation.id, node: node.id, content: node.content });
+  state.keptAt = Date.now();
   store.keepLive([...state.runs.values()].map(now), leaving);
 }
 
-/** Take in what tabs that are gone had received; asked again later while some may be gone or not. */
+/** Take in what tabs that are gone had received or changed; asked again later while some may be gone or not. */
 async function recover() {
-  if (await store.recover()) setTimeout(recover, STALE_MS + 1000);
-  const running = [...state.runs.values()].map((run) => run.conversation);
-  const fresh = (await store.all()).filter(({ id }) => !state.runs.has(id));
-  state.conversations = [...running, ...fresh];
-  const shown = state.current && fresh.find(({ id }) => id === state.current.id);
-  if (shown && !turns.editing) {
-    state.current = shown;
-    draw();
-  }
+  const { ids, unsure } = await store.recover();
+  if (unsure) setTimeout(recover, STALE_MS + 1000);
+  if (state.started) for (const id of ids) changedElsewhere(id);
 }
 
 // ---- server --------------------------------------------------------------------------------------------------------
 
 /** `quiet`: a request follows that will say what is wrong. */
-async function lookForModels(quiet = false) {
+async function lookForModels(quiet = false, signal = undefined) {
   try {
-    state.models = await models();
+    state.models = await models(signal);
     settings.models(state.models, state.current.settings.model);
     byId("change-key").hidden = !key.get();
     drawHead();
@@ -272,18 +274,6 @@ async function lookForModels(quiet = false) {
   }
 }
 
-function askKey(then, reason = "This server asks for an API key.") {
-  if (byId("key-dialog").open) return;
-  byId("key-reason").textContent = reason;
-  byId("key").value = "";
-  byId("key-dialog").showModal();
-  byId("key-form").onsubmit = () => {
-    key.set(byId("key").value.trim());
-    byId("change-key").hidden = false;
-    then();
-  };
-}
-
 // ---- files ---------------------------------------------------------------------------------------------------------
 
 function exportAll() {
@@ -293,6 +283,7 @@ function exportAll() {
 }
 
 async function importFile(file) {
+  await started;
   let found;
   try {
     found = importText(await file.text());
@@ -300,16 +291,18 @@ async function importFile(file) {
     return notice(error.message);
   }
   let skipped = 0;
+  const kept = [];
   for (const conversation of found) {
-    const known = state.conversations.find((other) => other.id === conversation.id);
+    const known = conversationOf(conversation.id);
     if (state.runs.has(conversation.id) || (known && known.updated >= conversation.updated)) skipped += 1;
     else {
       if (known) state.conversations.splice(state.conversations.indexOf(known), 1);
       if (state.current.id === conversation.id) state.current = conversation;
-      await save(conversation);
+      kept.push(save(conversation));
     }
   }
   draw();
+  if ((await Promise.all(kept)).includes(false)) return; // that was said
   const taken = found.length - skipped;
   notice(`${taken} ${taken === 1 ? "conversation was" : "conversations were"} imported${skipped ? `, ${skipped} were here already` : ""}.`);
 }
@@ -363,45 +356,47 @@ byId("import-file").addEventListener("change", async ({ target }) => {
   if (target.files[0]) await importFile(target.files[0]);
   target.value = "";
 });
-byId("help-open").addEventListener("click", () => byId("help").showModal());
 byId("change-key").addEventListener("click", () => askKey(() => lookForModels(), "Every request of this tab carries this key."));
-// Chromium gives the focus back after a click in the dialog, but not the caret: keys would go nowhere.
-for (const dialog of document.querySelectorAll("dialog")) {
-  dialog.addEventListener("close", () => {
-    const active = document.activeElement;
-    if (active instanceof HTMLTextAreaElement) active.setSelectionRange(active.selectionStart, active.selectionEnd);
-  });
-}
-byId("key-cancel").addEventListener("click", () => byId("key-dialog").close());
 
 // ---- start ---------------------------------------------------------------------------------------------------------
 
 function followAddress() {
-  const found = state.conversations.find((conversation) => conversation.id === location.hash.slice(1));
-  show(found ?? newConversation(readSettings(remembered.get("settings"))));
+  show(conversationOf(location.hash.slice(1)) ?? defaults());
+}
+
+/** The draft of before a reload; more may have been typed since. */
+function showPrompt() {
+  const draft = session.get("mlcrt.prompt") ?? "";
+  if (prompt.value !== draft) prompt.value = draft;
+  fit(prompt);
 }
 
 async function start() {
   for (const place of document.querySelectorAll("[data-icon]")) place.append(icon(place.dataset.icon));
   if (coarse()) byId("hint").textContent = "";
-  const kept = await store.open();
-  await recover();
-  followAddress();
-  prompt.value = session.get("mlcrt.prompt") ?? "";
-  fit(prompt);
-  if (!coarse()) prompt.focus();
-  window.addEventListener("popstate", followAddress);
   window.addEventListener("pagehide", () => {
-    keepAnswers(true);
     state.leaving = true;
+    if (state.started) keepAnswers(); // until then the records are those of the page before
+    store.leave();
   });
   window.addEventListener("pageshow", () => {
     state.leaving = false; // back from the browser's cache of pages
+    store.back();
   });
+  settings.show(state.current.settings);
+  showPrompt();
+  if (!coarse()) prompt.focus();
+  const kept = await store.open();
+  await recover();
+  state.conversations = await store.all();
+  state.started = true;
+  followAddress();
+  showPrompt();
+  window.addEventListener("popstate", followAddress);
   setInterval(() => state.runs.size && keepAnswers(), KEEP_MS);
   if (!kept) notice("This browser stores nothing for this page, so conversations end with the tab. Export what you want to keep.");
   document.documentElement.dataset.ready = "true";
-  await lookForModels();
 }
 
-start();
+const started = start();
+started.then(() => lookForModels());

@@ -117,7 +117,7 @@ export class Run {
 
   /** Seconds until a busy server is asked again. */
   get held() {
-    return Math.max(0, Math.ceil((this.heldUntil - Date.now()) / 1000));
+    return Math.max(1, Math.ceil((this.heldUntil - Date.now()) / 1000));
   }
 
   /** Wait out Retry-After, telling once a second; false when stopped. */

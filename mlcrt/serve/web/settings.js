@@ -67,13 +67,15 @@ export class Settings {
       input.value = settings[name] ?? "";
       this.judge(name);
     }
+    this.model = settings.model;
     if (settings.model) this.choice.value = settings.model;
   }
 
   changed() {
     const out = {};
     if (this.system.value.trim()) out.system = this.system.value;
-    if (this.choice.options.length > 1 && this.choice.value) out.model = this.choice.value;
+    const model = this.choice.options.length > 1 ? this.choice.value : this.model; // the list may not have come yet
+    if (model) out.model = model;
     for (const [name, input] of Object.entries(this.inputs)) {
       if (this.judge(name) && input.value !== "") out[name] = Number(input.value);
     }

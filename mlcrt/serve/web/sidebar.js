@@ -20,6 +20,7 @@ export class Sidebar {
     this.conversations = [];
     this.current = null;
     this.renaming = null;
+    this.drawn = ""; // what the list shows
     search.addEventListener("input", () => this.draw());
     search.addEventListener("keydown", (event) => {
       if (event.key === "Escape" && search.value) {
@@ -43,13 +44,19 @@ export class Sidebar {
   draw() {
     const focused = this.list.contains(document.activeElement) ? document.activeElement.closest("li")?.dataset.id : null;
     const query = this.search.value.trim();
-    const groups = new Map();
+    const found = [];
     for (const conversation of this.conversations) {
-      const found = query ? findIn(conversation, query) : "";
-      if (found === null) continue;
-      const group = query ? "Found" : groupOf(conversation.updated);
+      const passage = query ? findIn(conversation, query) : "";
+      if (passage !== null) found.push({ conversation, passage, group: query ? "Found" : groupOf(conversation.updated) });
+    }
+    // What shows the same stays: a row that is replaced between a button's going down and up would swallow the click.
+    const drawn = JSON.stringify([query, this.current, found.map(({ conversation: { id, title }, passage, group }) => [id, title, passage, group])]);
+    if (drawn === this.drawn) return;
+    this.drawn = drawn;
+    const groups = new Map();
+    for (const { conversation, passage, group } of found) {
       if (!groups.has(group)) groups.set(group, el("ul"));
-      groups.get(group).append(this.row(conversation, found));
+      groups.get(group).append(this.row(conversation, passage));
     }
     const parts = [];
     for (const [name, rows] of groups) {
@@ -75,24 +82,26 @@ export class Sidebar {
     const tools = el(
       "span",
       { class: "row-tools" },
-      iconButton("rename", `Rename “${title}”`, () => this.rename(conversation), { class: "icon-button small" }),
+      iconButton("rename", `Rename “${title}”`, () => this.rename(id), { class: "icon-button small" }),
       iconButton("delete", `Delete “${title}”`, () => this.delete(id), { class: "icon-button small" }),
     );
     return el("li", { data: { id } }, open, tools);
   }
 
-  rename(conversation) {
-    const row = this.rowOf(conversation.id);
+  rename(id) {
+    const row = this.rowOf(id);
+    const { title: before } = this.conversations.find((conversation) => conversation.id === id);
     const input = el("input", { type: "text", class: "wide", "aria-label": "New title", maxlength: "200" });
-    input.value = conversation.title;
-    this.renaming = conversation.id;
+    input.value = before;
+    this.renaming = id;
+    this.drawn = ""; // the row is another from here on
     const leave = (keep) => {
-      if (this.renaming !== conversation.id) return;
+      if (this.renaming !== id) return;
       this.renaming = null;
       const title = input.value.trim();
-      if (keep && title && title !== conversation.title) this.actions.rename(conversation.id, title);
+      if (keep && title && title !== before) this.actions.rename(id, title);
       this.draw();
-      this.rowOf(conversation.id)?.querySelector(".open")?.focus();
+      this.rowOf(id)?.querySelector(".open")?.focus();
     };
     input.addEventListener("keydown", (event) => {
       if (event.isComposing) return;

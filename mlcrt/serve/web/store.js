@@ -4,25 +4,19 @@
 
 import { newId } from "./dom.js";
 import { nodeById } from "./conversation.js";
+import { baseOf, givenBase, keepBase, take } from "./merge.js";
 
 const DATABASE = "mlcrt";
 const TABLE = "conversations";
 const LIVE = "mlcrt.live."; // + tab: the answers that a tab is receiving
-const PENDING = "mlcrt.pending."; // + tab + id: a change that IndexedDB has not confirmed
+const TAB = "mlcrt.tab";
+const PENDING = "mlcrt.pending."; // + tab + "." + id: a change that IndexedDB has not confirmed
 export const STALE_MS = 8_000; // a record of another tab that is older belongs to a tab that is gone
 
 function asPromise(request) {
   return new Promise((resolve, reject) => {
     request.onsuccess = () => resolve(request.result);
     request.onerror = () => reject(request.error);
-  });
-}
-
-/** When all of a transaction is kept; its requests succeed before that. */
-function committed(transaction) {
-  return new Promise((resolve, reject) => {
-    transaction.oncomplete = () => resolve();
-    transaction.onabort = () => reject(transaction.error);
   });
 }
 
@@ -67,14 +61,29 @@ export const local = guarded("localStorage");
 export const session = guarded("sessionStorage");
 
 export class Store {
-  /** `onChange(id)`: another tab saved or deleted this conversation. */
-  constructor(onChange) {
+  /**
+   * `onChange(id)`: another tab saved or deleted this conversation. `running(id)`: the id of the answer to it that this
+   * tab is receiving, or null.
+   */
+  constructor(onChange, running) {
+    this.running = running;
     this.memory = null; // id → conversation, when there is no IndexedDB
     this.database = null;
-    this.tab = session.get("mlcrt.tab") ?? newId();
-    session.set("mlcrt.tab", this.tab);
+    this.changes = new Map(); // id → the last change of it by this tab, while it is not confirmed
+    this.tab = session.get(TAB) ?? newId();
+    this.back();
+    this.begun = false; // records of this tab are of its life before the reload
     this.channel = "BroadcastChannel" in window ? new BroadcastChannel("mlcrt") : null;
     if (this.channel) this.channel.onmessage = ({ data }) => typeof data === "string" && onChange(data);
+  }
+
+  /** The name of the tab is for its next page only: the copy that a duplicated tab starts with must not hold it. */
+  leave() {
+    session.set(TAB, this.tab);
+  }
+
+  back() {
+    session.set(TAB, null);
   }
 
   /** True when conversations will be kept, false when they end with the tab. */
@@ -94,13 +103,27 @@ export class Store {
     return this.database.transaction(TABLE, mode).objectStore(TABLE);
   }
 
+  /** Conversations as they are stored, which what they are taken into is told of (take). */
   async all() {
     const found = this.memory ? [...this.memory.values()] : await asPromise(this.table("readonly").getAll());
+    for (const conversation of found) keepBase(conversation, baseOf(conversation));
     return found.sort((a, b) => b.updated - a.updated);
   }
 
+  /** One of them or null; not while changes by this tab are on their way. */
   async get(id) {
-    return (this.memory ? this.memory.get(id) : await asPromise(this.table("readonly").get(id))) ?? null;
+    let found;
+    do {
+      await this.changes.get(id);
+      found = (this.memory ? this.memory.get(id) : await asPromise(this.table("readonly").get(id))) ?? null;
+    } while (this.changes.has(id));
+    if (found) keepBase(found, baseOf(found));
+    return found;
+  }
+
+  /** `mine`, a conversation of this tab, gets what `stored` has of other tabs. */
+  take(mine, stored) {
+    take(mine, stored, this.running(mine.id));
   }
 
   put(conversation) {
@@ -113,25 +136,54 @@ export class Store {
 
   /** `conversation`: null deletes. */
   async change(id, conversation) {
-    if (this.memory) {
-      if (conversation) this.memory.set(id, structuredClone(conversation));
-      else this.memory.delete(id);
-    } else {
-      const key = `${PENDING}${this.tab}.${id}`;
-      const record = JSON.stringify({ tab: this.tab, at: Date.now(), id, conversation });
-      if (!local.set(key, record)) local.set(key, null); // no room: an older change must not come back instead
-      await this.write(id, conversation);
-      if (local.get(key) === record) local.set(key, null); // else a later change of it is on its way
-    }
-    this.channel?.postMessage(id);
+    const key = `${PENDING}${this.tab}.${id}`;
+    const base = conversation && givenBase(conversation);
+    const record = JSON.stringify({ tab: this.tab, at: Date.now(), id, conversation, base });
+    if (!this.memory && !local.set(key, record)) local.set(key, null); // no room: an older change must not come back instead
+    const written = this.write(id, conversation);
+    const over = written.catch(() => {}).then(() => this.changes.get(id) === over && this.changes.delete(id));
+    this.changes.set(id, over);
+    await written;
+    if (local.get(key) === record) local.set(key, null); // else a later change of it is on its way
+    if (!this.memory) this.channel?.postMessage(id);
   }
 
-  write(id, conversation) {
-    const table = this.table("readwrite");
-    const done = committed(table.transaction);
-    if (conversation) table.put(conversation);
-    else table.delete(id);
-    return done;
+  async write(id, conversation) {
+    let base = null;
+    await this.update(id, (stored) => {
+      if (stored && conversation && !this.memory) this.take(conversation, stored);
+      base = conversation && baseOf(conversation);
+      return conversation;
+    });
+    if (conversation) keepBase(conversation, base);
+  }
+
+  /** Store what `change(stored, or null)` gives, with no other change between; null deletes, undefined leaves it. */
+  update(id, change) {
+    return new Promise((resolve, reject) => {
+      if (this.memory) {
+        const next = change(this.memory.get(id) ?? null);
+        if (next) this.memory.set(id, structuredClone(next));
+        else if (next === null) this.memory.delete(id);
+        resolve();
+        return;
+      }
+      const table = this.table("readwrite");
+      const { transaction } = table;
+      transaction.oncomplete = () => resolve(); // requests succeed before that
+      transaction.onabort = () => reject(transaction.error);
+      table.get(id).onsuccess = ({ target }) => {
+        try {
+          const next = change(target.result ?? null);
+          if (next) table.put(next);
+          else if (next === null) table.delete(id);
+          transaction.commit?.();
+        } catch (error) {
+          reject(error);
+          transaction.abort();
+        }
+      };
+    });
   }
 
   /** Write down what this tab is receiving: [{conversation, node, content}]. `leaving`: it will receive no more. */
@@ -139,58 +191,65 @@ export class Store {
     local.set(LIVE + this.tab, answers.length ? JSON.stringify({ at: leaving ? 0 : Date.now(), answers }) : null);
   }
 
-  /** True when this record, {tab, at}, is of another tab that may be alive or may have crashed just now. */
+  /** True when this record, {at}, is of a tab that may be alive or may have crashed just now. */
   inUse(record, tab) {
-    return Boolean(record) && tab !== this.tab && Date.now() - record.at < STALE_MS;
+    if (tab === this.tab) return this.begun;
+    return Boolean(record) && Date.now() - record.at < STALE_MS;
   }
 
-  /** Do what a reload or a crash kept from being done. True when there are records of tabs that may be alive. */
+  /**
+   * Do what a reload or a crash kept from being done. `ids`: conversations that were changed so. `unsure`: there are
+   * records of other tabs that may be alive.
+   */
   async recover() {
-    const pending = await this.recoverChanges();
-    const live = await this.recoverAnswers(); // into conversations that may be among the changes
-    return pending || live;
-  }
-
-  async recoverChanges() {
-    let unsure = false;
-    for (const key of local.keys()) {
-      if (!key.startsWith(PENDING)) continue;
-      const record = parsed(local.get(key));
-      if (this.inUse(record, record?.tab)) {
-        unsure = true;
-        continue;
-      }
-      try {
-        const newer = record && (await this.get(record.id))?.updated > record.at; // by a tab that did not see this one
-        if (record && !newer && !this.memory) await this.write(record.id, record.conversation);
-        local.set(key, null);
-      } catch {
-        // the browser's storage is full or damaged: tried again at the next start
+    const out = { ids: new Set(), unsure: false };
+    for (const [prefix, one] of [[PENDING, this.recoverChange], [LIVE, this.recoverAnswers]]) {
+      for (const key of local.keys()) {
+        if (!key.startsWith(prefix)) continue;
+        const record = parsed(local.get(key));
+        const tab = key.slice(prefix.length).split(".")[0];
+        if (this.inUse(record, tab)) {
+          out.unsure ||= tab !== this.tab;
+          continue;
+        }
+        try {
+          if (record) for (const id of await one.call(this, record)) out.ids.add(id);
+          local.set(key, null);
+        } catch {
+          // the browser's storage is full or damaged: tried again at the next start
+        }
       }
     }
-    return unsure;
+    this.begun = true;
+    for (const id of out.ids) this.channel?.postMessage(id);
+    return out;
+  }
+
+  async recoverChange({ id, at, conversation, base }) {
+    if (this.memory) return [];
+    if (conversation) keepBase(conversation, base);
+    await this.update(id, (stored) => {
+      const newer = stored?.updated > at; // by a tab that did not see this one
+      if (!conversation) return newer ? undefined : null;
+      if (!stored) return conversation;
+      const [first, second] = newer ? [stored, conversation] : [conversation, stored];
+      take(first, second);
+      return first;
+    });
+    return [id];
   }
 
   /** Put answers that were cut off into their conversations, as "interrupted". */
-  async recoverAnswers() {
-    let unsure = false;
-    for (const key of local.keys()) {
-      if (!key.startsWith(LIVE)) continue;
-      const record = parsed(local.get(key));
-      if (this.inUse(record, key.slice(LIVE.length))) {
-        unsure = true;
-        continue;
-      }
-      for (const { conversation: id, node: nodeId, content } of record?.answers ?? []) {
-        const conversation = await this.get(id);
-        const node = conversation && nodeById(conversation, nodeId);
-        if (!node || node.state !== "streaming") continue;
+  async recoverAnswers({ answers }) {
+    for (const { conversation, node: nodeId, content } of answers) {
+      await this.update(conversation, (stored) => {
+        const node = stored && nodeById(stored, nodeId);
+        if (!node || node.state !== "streaming") return undefined;
         if (content.length > node.content.length) node.content = content;
         node.state = "interrupted";
-        await this.put(conversation);
-      }
-      local.set(key, null);
+        return stored;
+      });
     }
-    return unsure;
+    return answers.map(({ conversation }) => conversation);
   }
 }

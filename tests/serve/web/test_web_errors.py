@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 
-import pytest
 from web_browser import wait_for
 from web_server import WAIT_S, Answer, Refusal
 
 
 def test_api_key(page, server):
+    page.until(lambda: page.find("#model").text == "toy-model")  # what comes next asks for the key, not the start
     server.key = "sesame"
     page.send("Hello")
     page.until(lambda: page.find("#key-dialog").is_displayed(), "no key was asked for")
@@ -94,14 +95,16 @@ REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize("status, error, sentence", REFUSALS, ids=[str(r[0]) + str(r[1].get("code")) for r in REFUSALS])
-def test_refusals(page, server, status, error, sentence):
-    server.next(Refusal(status, error))
-    page.ask("Hello")
-    assert sentence in page.note() and page.button("Try again")
-    page.press("Try again")
-    page.shows("Certainly.")
-    assert len(page.answers) == 1 and not page.note()
+def test_refusals(page, server):
+    for status, error, sentence in REFUSALS:
+        server.next(Refusal(status, error))
+        page.press("New conversation")
+        page.ask("Hello")
+        assert sentence in page.note() and page.button("Try again"), status
+        page.press("Try again")
+        page.shows("Certainly.")
+        assert len(page.answers) == 1 and not page.note(), status
+        page.idle()
 
 
 def test_broken_connection(page, server):
@@ -148,12 +151,20 @@ def test_server_gone_at_the_start(page):
     page.until(lambda: page.find("#model").text == "toy-model" and not page.notice())
 
 
-def test_storage_that_is_full(page):
+def test_storage_that_is_full(page, tmp_path):
     """IndexedDB refuses: the conversation goes on, and a sentence says that it will not be kept."""
     page.js("IDBObjectStore.prototype.put = () => { throw new DOMException('full', 'QuotaExceededError'); }")
     page.ask("Hello")
     page.shows("Certainly.")
-    assert "could not store this conversation" in page.notice()
+    page.until(lambda: "could not store this conversation" in page.notice())
+    file = tmp_path / "x.json"
+    message = {"id": "n", "parent": None, "role": "user", "content": "x"}
+    conversation = {"id": "a", "title": "Imported", "leaf": "n", "nodes": [message]}
+    file.write_text(json.dumps({"format": "mlcrt-conversations", "version": 1, "conversations": [conversation]}))
+    page.find("#import-file").send_keys(str(file))
+    page.until(lambda: "Imported" in page.titles())
+    page.until(lambda: not page.js("return document.getElementById('import-file').value"), "the import did not end")
+    assert "could not store this conversation" in page.notice()  # and no word of what was imported instead
 
 
 def test_streams_in_odd_pieces(page):

@@ -188,13 +188,18 @@ def test_the_policy_is_in_force(page, server):
     assert page.js("return getComputedStyle(document.body).color") != "rgb(255, 0, 0)"
     page.driver.get_log("browser")  # the refusals are logged there as errors, as they should be
     asked, blocked = set(), set()
-    for entry in page.driver.get_log("performance"):
-        message = json.loads(entry["message"])["message"]
-        if message["method"] == "Network.requestWillBeSent" and "203.0.113.9" in message["params"]["request"]["url"]:
-            asked.add(message["params"]["requestId"])
-        if message["method"] == "Network.loadingFailed" and message["params"].get("blockedReason") == "csp":
-            blocked.add(message["params"]["requestId"])
-    assert asked <= blocked, "a request left the browser"
+
+    def all_blocked() -> bool:  # each is noted twice, the second time a little later
+        for entry in page.driver.get_log("performance"):
+            message = json.loads(entry["message"])["message"]
+            params = message["params"]
+            if message["method"] == "Network.requestWillBeSent" and "203.0.113.9" in params["request"]["url"]:
+                asked.add(params["requestId"])
+            if message["method"] == "Network.loadingFailed" and params.get("blockedReason") == "csp":
+                blocked.add(params["requestId"])
+        return asked <= blocked
+
+    page.until(all_blocked, "a request left the browser")
     header = page.driver.execute_async_script(
         "const done = arguments[0]; fetch('/').then((r) => done(r.headers.get('content-security-policy')))"
     )
@@ -208,6 +213,8 @@ def test_a_link_leads_out_without_a_trace(page, server):
     page.find(".turn.assistant a").send_keys(Keys.ENTER)
     page.until(lambda: len(page.driver.window_handles) == 2)
     page.driver.switch_to.window(next(h for h in page.driver.window_handles if h != home))
+    page.until(lambda: page.js("return location.href") == server.url)
+    page.ready()
     assert page.js("return [window.opener, document.referrer]") == [None, ""]
     page.driver.close()
     page.driver.switch_to.window(home)

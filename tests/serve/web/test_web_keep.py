@@ -51,11 +51,11 @@ def test_killed_tab(page, server):
     answer = server.next(Answer("Before the crash", held=True))
     page.send("Hello")
     page.shows("Before the crash")
-    kept = "return JSON.stringify(localStorage).includes('Before the crash')"
-    page.until(lambda: page.js(kept), "the answer was not written down while it arrived")
+    page.until(lambda: page.js(KEPT, "Before the crash"), "the answer was not written down while it arrived")
     record = page.js("return Object.entries(localStorage).find(([k]) => k.startsWith('mlcrt.live.'))")
     page.driver.execute_cdp_cmd("Page.close", {})
     page.driver.switch_to.window(first)
+    page.until(lambda: len(page.driver.window_handles) == 1)  # it writes no more
     # As if the process had died without a word, a while ago.
     stale = (
         "const [k, v] = arguments[0]; localStorage[k] = JSON.stringify({ ...JSON.parse(v), at: Date.now() - 60000 })"
@@ -71,6 +71,7 @@ ALIVE = """
     return Object.entries(localStorage).some(([key, record]) =>
         key.startsWith("mlcrt.live.") && Date.now() - JSON.parse(record).at < 8000);
 """
+KEPT = "return JSON.stringify(localStorage).includes(arguments[0])"
 
 
 def test_closed_tab_is_told_from_a_busy_one(page, server):
@@ -84,6 +85,8 @@ def test_closed_tab_is_told_from_a_busy_one(page, server):
     page.until(lambda: page.js(ALIVE), "the tab did not write down what it receives")
     # A tab that is closed says so; the browser may end it before that is written, and then its record grows old.
     page.js("window.dispatchEvent(new PageTransitionEvent('pagehide'))")
+    answer.say(" there")  # what still comes is kept, as coming from a tab that is gone
+    page.until(lambda: page.js(KEPT, "Still there"))
     assert not page.js(ALIVE)
     page.js("window.dispatchEvent(new PageTransitionEvent('pageshow'))")
     page.until(lambda: page.js(ALIVE), "the tab that came back does not write on")
@@ -93,13 +96,14 @@ def test_closed_tab_is_told_from_a_busy_one(page, server):
     page.find("#list .open").click()
     page.until(lambda: page.note().startswith("This answer is arriving in another tab"))
     page.driver.switch_to.window(second)
-    answer.say(" going")
-    page.shows("Still going")
+    answer.say(" and going")
+    page.shows("Still there and going")
+    page.until(lambda: page.js(KEPT, "Still there and going"))
     page.driver.close()
     page.driver.switch_to.window(first)
     page.until(lambda: not page.js(ALIVE), "the closed tab counts as alive")
     page.reload()
-    page.shows("Still going")
+    page.shows("Still there and going")
     assert page.note().startswith("The page was closed while this answer arrived.")
 
 
@@ -136,7 +140,7 @@ def test_changes_cut_off_by_a_reload(page, server):
         const real = IDBDatabase.prototype.transaction;
         IDBDatabase.prototype.transaction = function (table, mode) {
             if (mode !== "readwrite") return real.call(this, table, mode);
-            const never = { put() {}, delete() {}, transaction: {} };
+            const never = { get: () => ({}), put() {}, delete() {}, transaction: {} };
             return { objectStore: () => never };
         };
     """)
@@ -238,6 +242,7 @@ def test_two_tabs(page, server):
     page.open()
     assert page.titles() == ["From the first tab"]
     page.ask("From the second tab")
+    page.until(lambda: not page.js(KEPT, "mlcrt.pending."), "the change was not confirmed")
     page.driver.close()
     page.driver.switch_to.window(first)
     page.until(lambda: page.titles() == ["From the second tab", "From the first tab"])

@@ -69,7 +69,7 @@ def test_a_conversation_with_mlcrt_serve(chromium, dist):
         page.until(lambda: page.answers[-1] == first, "the same seed gave another answer")
         page.find("#set-max_tokens").send_keys("00")  # 2000 tokens take 20 s
         page.send("A long one")
-        page.until(lambda: len(page.answers[-1]) > 20, "nothing streams " + page.note())
+        page.until(lambda: len(page.answers) == 2 and len(page.answers[-1]) > 20, "nothing streams " + page.note())
         page.press("Stop")
         page.idle()
         assert page.note() == "Stopped." and page.answers[-1]

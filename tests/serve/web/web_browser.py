@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -19,6 +20,15 @@ from web_server import WAIT_S, ScriptedServer
 BUTTONS = """
     return [...document.querySelectorAll(arguments[0])].filter((button) =>
         button.checkVisibility() && (button.getAttribute('aria-label') ?? button.textContent) === arguments[1]);
+"""
+# Calls back when the page has been told of a screen of this size and kind, its listeners too.
+SEEN = """
+    const [width, height, touch, done] = arguments;
+    const coarse = () => matchMedia("(pointer: coarse)").matches && !matchMedia("(any-pointer: fine)").matches;
+    const { documentElement: root } = document;
+    const right = () => root.clientWidth === width && root.clientHeight === height && coarse() === touch;
+    const look = (times) => times === 2 ? done() : requestAnimationFrame(() => look(right() ? times + 1 : 0));
+    look(0);
 """
 ALLOWED = ("GET /", "GET /v1/models", "POST /v1/chat/completions")
 
@@ -63,6 +73,8 @@ class Page:
             {"name": "prefers-reduced-motion", "value": "reduce" if still else "no-preference"},
         ]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        if self.driver.current_url.startswith("http"):  # else the page will find it so
+            self.driver.execute_async_script(SEEN, width, height, touch)
 
     def open(self, url: str | None = None) -> None:
         self.driver.get(url or self.server.url)
@@ -76,6 +88,15 @@ class Page:
         self.until(
             lambda: self.js("return document.documentElement.dataset.ready === 'true'"), "the page did not start"
         )
+
+    @contextlib.contextmanager
+    def before_the_page(self, script: str):
+        """In this block every page that is opened runs this before anything of its own."""
+        added = self.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": script})
+        try:
+            yield
+        finally:
+            self.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
 
     def leave(self) -> None:
         self.driver.get("about:blank")
@@ -115,9 +136,14 @@ class Page:
         return found[-1] if found and found[-1].accessible_name == name else None
 
     def press(self, name: str, within: str = "body") -> None:
-        button = self.until(lambda: self.button(name, within), f"there is no button {name!r}")
-        self.js("arguments[0].scrollIntoView({block: 'center'})", button)
-        button.click()
+        def pressed() -> bool:
+            button = self.button(name, within)
+            if button:
+                self.js("arguments[0].scrollIntoView({block: 'center'})", button)
+                button.click()
+            return bool(button)
+
+        self.until(pressed, f"there is no button {name!r}")
 
     def keys(self, *keys: str) -> None:
         """Keys to whatever has the focus."""

@@ -74,13 +74,15 @@ class Refusal:
 
 class ScriptedServer:
     """`plan`: what the next chat requests get, then `Answer("Certainly.")`. `bodies`: what was asked. `paths`: every
-    request line, so that a test can show that nothing else was fetched. `key`: the API key, if one is needed."""
+    request line, so that a test can show that nothing else was fetched. `key`: the API key, if one is needed.
+    `models_held`: the list of models does not come yet."""
 
     def __init__(self, context: int | None = 2048, models: tuple[str, ...] = ("toy-model",)):
         self.plan: deque[Answer | Refusal] = deque()
         self.bodies: list[dict] = []
         self.paths: list[str] = []
         self.key: str | None = None
+        self.models_held = False
         self.context, self.models = context, models
         self.server = uvicorn.Server(uvicorn.Config(self._app(), log_level="critical", lifespan="off"))
         listener = listen()
@@ -109,6 +111,8 @@ class ScriptedServer:
 
         @app.get("/v1/models")
         async def models() -> dict:
+            while self.models_held and not self.server.should_exit:
+                await asyncio.sleep(0.01)
             data = [{"id": name, "object": "model", "max_model_len": self.context} for name in self.models]
             return {"object": "list", "data": data}
 
