@@ -80,7 +80,8 @@ class Library(SimtLibrary):
 
 
 class WarpgroupLibrary(Library):
-    """Products of many tokens by warpgroups, on a chip of so many multiprocessors."""
+    """Products of many tokens by warpgroups, on a chip of so many multiprocessors. Not those of experts: their tokens
+    have to be gathered, and what threads copy costs the tensor cores' view of it a fence a stage."""
 
     varies = True
 
@@ -90,11 +91,6 @@ class WarpgroupLibrary(Library):
 
     def linear_scratch(self, op: Linear, n) -> list:
         return [Space(warpgroup.prepared_shape(op, n), "float16")] if op.many_in_half else []
-
-    def expert_products(self, op: Moe) -> Products:
-        if not experts_half.covers(op):
-            return super().expert_products(op)
-        return experts_half.HalfProducts(self.machine, warpgroup.half(self.unit))
 
     def build_linear(self, op: Linear, name: str):
         if op.many_in_half:

@@ -23,7 +23,6 @@ from tvm.script.ir_builder import tirx as T
 
 from mlcrt.kernels.records import Linear
 from mlcrt.kernels.simt.common import Machine, barrier, launch, local, prim_func, resident, where
-from mlcrt.kernels.simt.experts_half import Half
 from mlcrt.kernels.simt.linear import LinearKernel
 
 from . import linear
@@ -53,13 +52,6 @@ class WarpgroupTiles:
 MANY = WarpgroupTiles()
 FEW = WarpgroupTiles(split=2, resident=1)
 FEWEST = WarpgroupTiles(tokens=64, rows=64, split=4, resident=1)
-
-
-def place(column):
-    """Where a column stands in a row prepared for gathering."""
-    block, at = tirx.floordiv(column, GROUP), tirx.floormod(column, 8)
-    lane = tirx.floordiv(tirx.floormod(column, GROUP), 8)
-    return block * GROUP + tirx.floormod(at, 4) * 8 + lane * 2 + tirx.floordiv(at, 4)
 
 
 def prepared_shape(op: Linear, n) -> tuple:
@@ -111,27 +103,6 @@ def prepare(k: LinearKernel, prepared, n) -> None:
             T.buffer_store(prepared, both, [step, token, tirx.Ramp(at, 1, 2)])
 
     linear.prepare(k, prepared, n, store)
-
-
-def prepare_rows(k: LinearKernel, prepared, n) -> None:
-    """As `prepare`, for rows that are gathered: [n, padded K], units where they are."""
-
-    def store(ordered, token, i) -> None:
-        first = T.bind(tirx.floordiv(i, 4) * GROUP + tirx.floormod(i, 4) * 2)
-        for pair in range(4):
-            both = T.BufferLoad(ordered, [tirx.Ramp(2 * pair, 1, 2)])
-            T.buffer_store(prepared, both, [token, tirx.Ramp(T.bind(first + 8 * pair), 1, 2)])
-
-    linear.prepare(k, prepared, n, store)
-
-
-def half(unit: WarpgroupUnit) -> Half:
-    """The product for the experts of many tokens."""
-
-    def product(k: LinearKernel, prepared) -> None:
-        GatheringProduct(k, MANY, unit, prepared).emit()
-
-    return Half(MANY.tokens, padded, place, prepare_rows, product)
 
 
 class WarpgroupProduct(Product):
@@ -320,27 +291,3 @@ class WarpgroupProduct(Product):
                         sums = [T.BufferLoad(self.sums, [4 * eight + 2 * h + i]) for h in held]
                         with T.If(unit < k.span), T.Then():
                             k.finish(token, unit, sums)
-
-
-class GatheringProduct(WarpgroupProduct):
-    """Of tokens that are no neighbours: every thread copies pieces of 16 bytes."""
-
-    def begin(self) -> None:
-        self.gather()
-
-    def fetch_tokens(self, slot, step) -> None:
-        pieces = DEPTH // 8
-        for i in range(self.tokens * pieces // self.threads):
-            at = T.bind(self.thread + i * self.threads)
-            token, piece = T.bind(tirx.floordiv(at, pieces)), T.bind(tirx.floormod(at, pieces))
-            source = T.bind(self.source(token))
-            to = [slot, 0, token, tirx.bitwise_xor(piece, tirx.floormod(token, 8)) * 8]
-            self.unit.copy(self.a, to, self.prepared, [source, step * DEPTH + piece * 8], 16)
-
-    def await_tokens(self, slot, turn) -> None:
-        pass
-
-    def arrived(self, pending: int) -> None:
-        self.unit.wait(pending)
-        self.unit.publish()
-        barrier()
