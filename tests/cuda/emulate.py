@@ -1,4 +1,4 @@
-"""CUDA kernels without a GPU: the source that TVM generates, compiled by this machine's C++ compiler and run on the CPU.
+"""CUDA kernels without a GPU: the source that TVM generates, compiled by the C++ compiler there is and run on the CPU.
 
 `emulated/cuda.h` gives the language, `ptx.py` and `emulated/ptx.h` the inline assembly, `emulated/machine.cc` runs the
 blocks; see there for what each catches.
@@ -12,7 +12,7 @@ import mmap
 import re
 import struct
 import subprocess
-import tempfile
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ INCLUDE = (f"-I{HERE / 'emulated'}", f"-I{HERE.parent / 'emulated'}")
 LEVEL = "x86-64-v3"  # of what runs here; v3 converts half floats in hardware
 _COMMON = ("-std=c++17", f"-march={LEVEL}", "-fPIC", "-fvisibility=hidden", "-w", *INCLUDE)
 _MACHINE = ("-O2", "-ffast-math", "-fno-finite-math-only")
-_KERNELS = ("-O1", "-D__CUDA_ARCH__=900", "-D__CUDACC_VER_MAJOR__=13", "-ftrivial-auto-var-init=pattern",
+_KERNELS = ("-O0", "-D__CUDA_ARCH__=900", "-D__CUDACC_VER_MAJOR__=13", "-ftrivial-auto-var-init=pattern",
             "-fsanitize=bounds,alignment", "-fsanitize-undefined-trap-on-error")  # fmt: skip
 _HEAD = """struct Any { int kind; int padding; union { long number; void *pointer; }; };
 extern "C" int cuda_launch(const char *, void (*)(void **), void **, uint3, uint3, unsigned);
@@ -83,7 +83,7 @@ def as_cpp(source: str) -> str:
     assert source.count("unsigned &a0") == source.count("wgmma.mma_async")
     source = re.sub(r"\b__shared__ (alignas\(\d+\)) (\w[^;]*;)", r"\1 CUDA_SHARED \2", source)
     source = re.sub(
-        r"\bextern __shared__ __align__\((\d+)\) uchar (\w+)\[\];", r"uchar *const \2 = cuda_dynamic(\1);", source
+        r"\bextern __shared__ __align__\((\d+)\) (\w+) (\w+)\[\];", r"\2 *const \3 = (\2 *)cuda_dynamic(\1);", source
     )
     assert "__shared__ " not in source
     return ptx.translate(source)
@@ -120,7 +120,7 @@ def _run(command: list[str]) -> None:
     assert result.returncode == 0, result.stderr[:4000]
 
 
-def machine(folder: Path) -> Path:
+def compiled_machine(folder: Path) -> Path:
     """The compiled machine.cc, which every executable gets."""
     out = folder / "machine.o"
     _run([*_MACHINE, "-c", str(HERE / "emulated" / "machine.cc"), "-o", str(out)])
@@ -142,12 +142,12 @@ def generate(function, arch: str, skipped: tuple[str, ...]):
     return root, *kernels_of(root)
 
 
-def build(kernels: list[Kernel], source: str, library: Path, machine_object: Path) -> None:
-    """Compile the kernels into a library of functions that run on the CPU."""
+def build(kernels: list[Kernel], source: str, library: Path, machine: Future) -> None:
+    """Compile the kernels into a library of functions that run on the CPU. machine: of `compiled_machine`."""
     file = library.with_suffix(".cc")
     text = as_cpp(source)
     file.write_text(text + _HEAD + "".join(_entry(kernel, text) for kernel in kernels))
-    _run([*_KERNELS, "-shared", str(file), str(machine_object), "-o", str(library)])
+    _run([*_KERNELS, "-shared", str(file), str(machine.result()), "-o", str(library)])
 
 
 class Executable:
