@@ -1,4 +1,4 @@
-"""Kernels for tensor cores, executed on the CPU from their CUDA source, against float64: prompts' products.
+"""Kernels for tensor cores, executed on the CPU from their CUDA source, against float64: prompts and batched steps.
 
 All are generated first and compiled side by side: `make` names what a test wants, `run` gives it.
 """
@@ -11,15 +11,18 @@ from concurrent.futures import ThreadPoolExecutor
 import emulate
 import numpy as np
 import pytest
+from batch_case import check_attention, check_linear
 from harness import error, random_weight, unwritten
 from linear_case import complete, record
 from moe_case import Case as MoeCase
 from moe_case import spaces
+from test_kernel_attention import BLOCKS, reference
 
 from mlcrt.kernels import Space
+from mlcrt.kernels.arguments import BLOCK
 from mlcrt.kernels.mma import warpgroup
 from mlcrt.kernels.mma.linear import PrefillTiles
-from mlcrt.kernels.records import Moe
+from mlcrt.kernels.records import Attention, Linear, Moe
 from mlcrt.quant.scheme import SCHEMES
 from mlcrt.targets import cuda
 
@@ -136,3 +139,53 @@ def test_experts_gather_their_tokens(name, arch, op, tokens, run):
         inputs, expected = case(n)
         y = run(name, *inputs, unwritten(n, op.hidden), *spaces(LIBRARY[arch], op, n))[len(inputs)]
         assert error(y, expected) <= BOUND, f"{n} tokens"
+
+
+def as_fragments(v: np.ndarray) -> np.ndarray:
+    """V [kv_heads, positions, head_dim] in the cache's order: blocks of 16 positions; of each, by 16 elements of the
+    head, the eight rows of a fragment of V^T with their pairs of fours."""
+    heads, positions, dim = v.shape
+    split = v.reshape(heads, positions // 16, 4, 4, dim // 16, 2, 8)
+    return split.transpose(0, 1, 4, 6, 2, 5, 3).reshape(heads, positions, dim)
+
+
+ATTENTION = [
+    # heads, kv_heads, head_dim, window, softcap
+    (6, 2, 80, None, None),
+    (4, 1, 64, 40, 3.0),
+]
+
+
+def attention_case(heads, kv_heads, dim, window, softcap):
+    op = Attention(heads, kv_heads, dim, None, "float16", 0.4, window, softcap)
+    name = make(f"attention{dim}", "sm_90", lambda: LIBRARY["sm_90"].build_attention(op, "attention"))
+    return pytest.param(name, op, id=name)
+
+
+@pytest.mark.parametrize(("name", "op"), [attention_case(*case) for case in ATTENTION])
+def test_attention_of_prompts(name, op, run):
+    draw = np.random.default_rng(op.head_dim)
+    shape = LIBRARY["sm_90"].kv_shapes(op.kv_heads, op.head_dim, BLOCKS)[0]
+    k, v = (draw.standard_normal((op.kv_heads, BLOCKS * BLOCK, op.head_dim)).astype(np.float16) for _ in range(2))
+    for position, n in ((0, 1), (31, 17), (0, 70)):
+        later_k, later_v = k.copy(), v.copy()  # what a longer text that was rolled back leaves
+        later_k[:, position + n :], later_v[:, position + n :] = 6e4, -6e4
+        q = draw.standard_normal((n, op.heads, op.head_dim)).astype(np.float32)
+        arguments = [q.reshape(n, -1), later_k.reshape(shape), as_fragments(later_v).reshape(shape)]
+        *_, out = run(name, *arguments, np.array([position], np.int32), unwritten(n, op.heads * op.head_dim))
+        expected = reference(op, q.astype(np.float64), k.astype(np.float64), v.astype(np.float64), position)
+        assert error(out, expected.reshape(n, -1)) <= 5e-3, f"{n} tokens at {position}"
+
+
+TOGETHER = Linear(SCHEMES["q4f16_1"], 40, 96, None, 1e-5, True, "silu", False, alike=True)
+PAGED = Attention(6, 2, 32, None, "float16", 0.4, 40, None, paged=True, alike=True)
+make("together", "sm_90", lambda: LIBRARY["sm_90"].build_alike(TOGETHER, "linear"))
+make("paged", "sm_90", lambda: LIBRARY["sm_90"].build_attention(PAGED, "attention"))
+
+
+def test_a_token_does_not_notice_the_others(run):
+    check_linear(lambda *arrays: run("together", *arrays), TOGETHER, LIBRARY["sm_90"], 2e-2, [[4], [9, 3, 1]])
+
+
+def test_paged_attention(run):
+    check_attention(lambda *arrays: run("paged", *arrays), PAGED, LIBRARY["sm_90"], 5e-3)
