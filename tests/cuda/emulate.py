@@ -150,6 +150,12 @@ def build(kernels: list[Kernel], source: str, library: Path, machine: Future) ->
     _run([*_KERNELS, "-shared", str(file), str(machine.result()), "-o", str(library)])
 
 
+def order(library: Path, reverse: bool) -> None:
+    """Whether threads and blocks of the library's kernels start from the last, and tensor cores do at once what they
+    may do at once."""
+    ctypes.CDLL(str(library)).cuda_reverse(int(reverse))
+
+
 class Executable:
     """A PrimFunc whose kernels run on the CPU."""
 
@@ -161,12 +167,11 @@ class Executable:
                 parent.clear_imports()
                 for other in [*others, module]:
                     parent.import_module(other)
-        self.kernel, self.module, self.reverse = root["kernel"], module, ctypes.CDLL(str(library)).cuda_reverse
+        self.kernel, self.module, self.library = root["kernel"], module, library
 
     def __call__(self, *arrays: np.ndarray, reverse: bool = False) -> list[np.ndarray]:
-        """Run on copies of the arrays; all of them afterwards. reverse: threads and blocks start from the last, and
-        tensor cores do at once what they may do at once."""
-        self.reverse(int(reverse))
+        """Run on copies of the arrays, in the `order` that `reverse` says; all of them afterwards."""
+        order(self.library, reverse)
         buffers = [Fenced(a, at_end=not reverse) for a in arrays]
         self.kernel(*(b.tensor for b in buffers))
         return [b.result() for b in buffers]
