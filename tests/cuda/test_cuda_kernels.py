@@ -71,9 +71,8 @@ LINEAR = [
     ("sm_90a", 0, "q4f16_1", 200, 448, PLAIN, (1, 17, 130)),
     ("sm_90a", 0, "q4f16_1", 37, 96, {**FUSED, "gate": "gelu_tanh"}, (17, 130)),
     ("sm_90a", 1, "q3f16_1", 70, 512, {**PLAIN, "norm": True}, (17, 130)),
-    ("sm_90a", 0, "q4f16_asym", 70, 200, {**PLAIN, "residual": True}, (130,)),
     ("sm_90", 2, "q4f16_1", 100, 448, FUSED, (1, 17, 130)),  # both kinds
-    ("sm_90", 0, "q8f16_1", 70, 96, {**PLAIN, "bias": True}, (17, 130)),
+    ("sm_90", 0, "q4f16_asym", 70, 200, {**PLAIN, "bias": True}, (17, 130)),
 ]
 
 
