@@ -44,7 +44,7 @@ def run(tmp_path_factory):
     if missing and os.environ.get("CI") != "true":
         pytest.skip(missing)
     folder, roots = tmp_path_factory.mktemp("kernels"), {}
-    with ThreadPoolExecutor(2) as pool:  # compilers, while TVM generates the next
+    with ThreadPoolExecutor(1) as pool:  # the compiler, while TVM generates the next
         machine, objects = pool.submit(emulate.compiled_machine, folder), []
         for name, (arch, build) in BUILT.items():
             roots[name], *kernels = emulate.generate(build(), arch, LIBRARY[arch].skipped_passes)
