@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import emulate
 import numpy as np
 import pytest
-from batch_case import check_attention, check_linear
+from batch_case import check_attention
 from harness import error, random_weight, unwritten
 from linear_case import complete, record
 from moe_case import Case as MoeCase
@@ -20,7 +20,7 @@ from test_kernel_attention import BLOCKS, reference
 
 from mlcrt.kernels import Space
 from mlcrt.kernels.arguments import BLOCK
-from mlcrt.kernels.mma import warpgroup
+from mlcrt.kernels.mma import alike, warpgroup
 from mlcrt.kernels.mma.linear import PrefillTiles
 from mlcrt.kernels.records import Attention, Linear, Moe
 from mlcrt.quant.scheme import SCHEMES
@@ -176,15 +176,41 @@ def test_attention_of_prompts(name, op, run):
         assert error(out, expected.reshape(n, -1)) <= 5e-3, f"{n} tokens at {position}"
 
 
-TOGETHER = Linear(SCHEMES["q4f16_1"], 40, 96, None, 1e-5, True, "silu", False, alike=True)
 PAGED = Attention(6, 2, 32, None, "float16", 0.4, 40, None, paged=True, alike=True)
-make("together", "sm_90", lambda: LIBRARY["sm_90"].build_alike(TOGETHER, "linear"))
 make("paged", "sm_90", lambda: LIBRARY["sm_90"].build_attention(PAGED, "attention"))
-
-
-def test_a_token_does_not_notice_the_others(run):
-    check_linear(lambda *arrays: run("together", *arrays), TOGETHER, LIBRARY["sm_90"], 2e-2, [[4], [9, 3, 1]])
 
 
 def test_paged_attention(run):
     check_attention(lambda *arrays: run("paged", *arrays), PAGED, LIBRARY["sm_90"], 5e-3)
+
+
+def together_case(columns: int, chip: int):
+    """chip: the multiprocessors that decide how many warps and rows a block has."""
+    op = Linear(SCHEMES["q4f16_1"], 160, columns, None, 1e-5, True, "silu", False, alike=True)
+
+    def build():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(alike, "CHIP", chip)
+            patch.setattr(alike, "MANY", 2 * chip * alike.WARP_ROWS)
+            return LIBRARY["sm_90"].build_alike(op, "linear")
+
+    name = make(f"together{chip}", "sm_90", build)
+    return pytest.param(name, op, id=name)
+
+
+# More steps than warps share, the last one partial; and two warps' rows in a block.
+@pytest.mark.parametrize(("name", "op"), [together_case(2208, 132), together_case(608, 1)])
+def test_a_token_does_not_notice_the_others(name, op, run):
+    draw = np.random.default_rng(op.columns)
+    parts, weights = random_weight(draw, op.scheme, op.rows, op.columns)
+    x = draw.standard_normal((37, op.columns)).astype(np.float32)
+    (_, *others), expected = complete(op, draw, x, parts, weights)
+
+    def of(which) -> np.ndarray:
+        made = workspaces(LIBRARY["sm_90"].alike_scratch(op, len(which)))
+        return run(name, x[which], *others, unwritten(len(which), op.units), *made)[1 + len(others)]
+
+    everyone = of(list(range(37)))  # blocks of 32 tokens
+    assert error(everyone, expected) <= BOUND
+    for which in ([4], [36, 3, 1], list(range(20, 32))):  # of 8, 8 and 16
+        np.testing.assert_array_equal(of(which), everyone[which])
