@@ -122,13 +122,18 @@ def overlaps(source: bytes, kernel: bytes) -> bool:
     return start is not None and b"mlcrt_overlap(" in source[start.end() : end if end > 0 else len(source)]
 
 
-def compile_source(source: bytes, sms: tuple[str, ...]) -> bytes:
-    """CUDA source → fat binary with machine code for every architecture, and PTX of the newest for later ones; sm_90a
-    has none: no other architecture runs that."""
+def finished_source(source: bytes) -> bytes:
+    """TVM's CUDA source with what our kernels need and TVM does not say."""
     # Were activations or indices promised to be nobody else's, their loads could move before mlcrt_overlap.
     source = re.sub(rb"\b(float|half|int)\* __restrict__ (?!\w+_(?:values|scales|mins)_ptr\b)", rb"\1* ", source)
     # Tensor cores that read shared memory in rows of 128 bytes want eight of them aligned.
-    source = re.sub(rb"\bextern __shared__ __align__\(\d+\)", b"extern __shared__ __align__(1024)", source)
+    return re.sub(rb"\bextern __shared__ __align__\(\d+\)", b"extern __shared__ __align__(1024)", source)
+
+
+def compile_source(source: bytes, sms: tuple[str, ...]) -> bytes:
+    """CUDA source → fat binary with machine code for every architecture, and PTX of the newest for later ones; sm_90a
+    has none: no other architecture runs that."""
+    source = finished_source(source)
     numbers = sorted((s.removeprefix("sm_") for s in sms), key=lambda number: int(number.rstrip("a")))
     if nvrtc.available():
         return nvrtc.compile_fatbin(source, numbers)

@@ -22,9 +22,10 @@ from mlcrt.targets.cpu.link import link
 from mlcrt.targets.metal.finish import threadgroup_bytes
 
 SHIM = Path(__file__).parent / "shim"
+EMULATED = Path(__file__).parent.parent / "emulated"  # what CUDA's emulator shares
 LEVEL = "x86-64-v3"  # of what runs here; v3 converts half floats in hardware
 _CLANG = (sys.executable, "-m", "ziglang", "clang", "-target", "x86_64-linux-gnu", f"-march={LEVEL}", "-std=c++17",
-          "-nostdinc", f"-I{SHIM}", "-x", "c++")  # fmt: skip
+          "-nostdinc", f"-I{SHIM}", f"-I{EMULATED}", "-x", "c++")  # fmt: skip
 _CHECK = ("-DMETAL_SPACES", "-Werror=unknown-attributes", "-Werror=double-promotion", "-ferror-limit=0",
           "-fsyntax-only", "-fno-color-diagnostics", "-Xclang", "-ast-dump")  # fmt: skip
 _RUN = ("-O1", "-fPIC", "-fvisibility=hidden", "-Xclang", "-ffloat16-excess-precision=none",

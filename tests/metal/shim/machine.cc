@@ -1,8 +1,6 @@
 // Runs a kernel over a grid: every thread of a threadgroup is a fibre, and fibres meet at barriers and shuffles.
 //
-// A fibre runs until it waits. Once all wait, each simdgroup's exchanges are served, and only when none is left may
-// everybody pass a barrier. Waiting at different places where Metal leaves the outcome undefined is an error.
-// x86-64, System V calling convention; no library is needed but memset.
+// Waiting at different places where Metal leaves the outcome undefined is an error. No library is needed but memset.
 #include <metal_stdlib>
 #undef thread
 #undef kernel
@@ -13,53 +11,22 @@ extern "C" void *memcpy(void *, const void *, unsigned long);
 extern "C" void *mmap(void *, unsigned long, int, int, int, long);
 extern "C" int TVMFFIErrorSetRaisedFromCStr(const char *kind, const char *message);
 
+#include "fibres.h"
+
 namespace {
 
-enum Status { READY, EXCHANGE, BARRIER, FINISHED };
-constexpr uint LANES = 32, MOST = 1024;
-constexpr unsigned long STACK = 256 << 10;
-
-struct Fibre {
-  void *stack_pointer;
-  Status status;
-  int line, kind;
+// What a lane gives and gets in an exchange; no bytes: an operation of the whole simdgroup.
+struct Lane {
+  int kind;
   uint operand, bytes;
   uchar value[16], received[16];
 };
 
-Fibre fibres[MOST];
-uchar *stacks;
-void *scheduler;
-uint current, count;
-bool reversed;
-const char *fault;
-int fault_line;
+Lane lanes_of[MOST];
 
 void (*body)(void **, uint3, uint3);
 void **arguments;
 uint3 block, extent;
-
-// Save the callee-saved registers and the stack pointer in *from, continue on `to`.
-__attribute__((naked, noinline)) void switch_stack(void **from, void *to) {
-  asm("pushq %rbp\n pushq %rbx\n pushq %r12\n pushq %r13\n pushq %r14\n pushq %r15\n"
-      "movq %rsp, (%rdi)\n movq %rsi, %rsp\n"
-      "popq %r15\n popq %r14\n popq %r13\n popq %r12\n popq %rbx\n popq %rbp\n ret");
-}
-
-void fail(const char *what, int line) {
-  if (!fault) fault = what, fault_line = line;
-}
-
-void wait(Status status, int line) {
-  fibres[current].status = status;
-  fibres[current].line = line;
-  switch_stack(&fibres[current].stack_pointer, scheduler);
-}
-
-void stop(const char *what) {
-  fail(what, 0);
-  wait(FINISHED, 0);
-}
 
 uint3 thread_index(uint i) {
   uint3 at = {i % extent.x, i / extent.x % extent.y, i / extent.x / extent.y};
@@ -72,16 +39,7 @@ uint3 thread_index(uint i) {
   __builtin_trap();
 }
 
-void prepare(uint i) {
-  // The first switch pops six registers and returns into fibre_main with the stack as after a call.
-  void **top = (void **)(stacks + (i + 1) * STACK) - 2;
-  top[0] = (void *)&fibre_main;
-  top[1] = nullptr;
-  fibres[i].stack_pointer = top - 6;
-  fibres[i].status = READY;
-}
-
-uint source_lane(const Fibre &f, uint lane) {
+uint source_lane(const Lane &f, uint lane) {
   switch (f.kind) {
     case METAL_XOR: return lane ^ f.operand;
     case METAL_INDEX: return f.operand;
@@ -91,56 +49,40 @@ uint source_lane(const Fibre &f, uint lane) {
 }
 
 // Serve what the lanes of one simdgroup wait for; true if there was anything.
-bool serve(uint first) {
+bool serve(uint first, uint lanes) {
   bool any = false;
-  uint lanes = count - first < LANES ? count - first : LANES;
   Fibre *group = fibres + first;
+  Lane *data = lanes_of + first;
   for (uint lane = 0; lane < lanes; ++lane) {
-    Fibre &f = group[lane];
-    if (f.status != EXCHANGE) continue;
+    if (group[lane].status != EXCHANGE) continue;
     any = true;
-    if (!f.bytes) {  // an operation of the whole simdgroup
+    Lane &f = data[lane];
+    int line = group[lane].line;
+    if (!f.bytes) {
       for (uint other = 0; other < lanes; ++other)
-        if (group[other].status != EXCHANGE || group[other].line != f.line)
-          fail("not all lanes of a simdgroup take part in its operation", f.line);
+        if (group[other].status != EXCHANGE || group[other].line != line)
+          fail("not all lanes of a simdgroup take part in its operation", line);
       continue;
     }
     uint from = source_lane(f, lane);
     if (from >= LANES && f.kind != METAL_XOR)  // beyond either end: no particular value, as good as NaN
       memset(f.received, 0xFF, f.bytes);
-    else if (from >= lanes || group[from].status != EXCHANGE || group[from].line != f.line || !group[from].bytes)
-      fail("a lane reads from one that does not take part in the shuffle", f.line);
+    else if (from >= lanes || group[from].status != EXCHANGE || group[from].line != line || !data[from].bytes)
+      fail("a lane reads from one that does not take part in the shuffle", line);
     else
-      memcpy(f.received, group[from].value, f.bytes);
+      memcpy(f.received, data[from].value, f.bytes);
   }
   for (uint lane = 0; lane < lanes; ++lane)
     if (group[lane].status == EXCHANGE) {
-      memcpy(group[lane].value, group[lane].received, group[lane].bytes);
+      memcpy(data[lane].value, data[lane].received, data[lane].bytes);
       group[lane].status = READY;
     }
   return any;
 }
 
 void run_threadgroup() {
-  for (uint i = 0; i < count; ++i) prepare(i);
-  for (;;) {
-    for (uint i = 0; i < count; ++i) {
-      current = reversed ? count - 1 - i : i;
-      if (fibres[current].status == READY) switch_stack(&scheduler, fibres[current].stack_pointer);
-    }
-    bool any = false;
-    for (uint first = 0; first < count; first += LANES) any |= serve(first);
-    if (fault) return;
-    if (any) continue;
-    uint at_barrier = 0, finished = 0;
-    for (uint i = 0; i < count; ++i) {
-      at_barrier += fibres[i].status == BARRIER && fibres[i].line == fibres[0].line;
-      finished += fibres[i].status == FINISHED;
-    }
-    if (finished == count) return;
-    if (at_barrier != count) return fail("not all threads of a threadgroup reach the barrier", fibres[0].line);
-    for (uint i = 0; i < count; ++i) fibres[i].status = READY;
-  }
+  for (uint i = 0; i < count; ++i) prepare(i, fibre_main);
+  run_fibres([] {}, serve, [](uint) { return true; });
 }
 
 char message[256];
@@ -157,7 +99,7 @@ extern "C" {
 void metal_barrier(int line) { wait(BARRIER, line); }
 
 void metal_exchange(void *value, uint bytes, int kind, uint operand, int line) {
-  Fibre &f = fibres[current];
+  Lane &f = lanes_of[current];
   f.kind = kind, f.operand = operand, f.bytes = bytes;
   memcpy(f.value, value, bytes);
   wait(EXCHANGE, line);
@@ -166,7 +108,7 @@ void metal_exchange(void *value, uint bytes, int kind, uint operand, int line) {
 
 uint metal_lane(int line) {
   uint lane = current % LANES;
-  fibres[current].bytes = 0;
+  lanes_of[current].bytes = 0;
   wait(EXCHANGE, line);
   return lane;
 }
