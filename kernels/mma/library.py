@@ -80,19 +80,23 @@ class Library(SimtLibrary):
 
 
 class WarpgroupLibrary(Library):
-    """Products of many tokens by warpgroups, on a chip of so many multiprocessors. Not those of experts: their tokens
-    have to be gathered, and what threads copy costs the tensor cores' view of it a fence a stage."""
-
-    varies = True
+    """Products of many tokens by warpgroups, on a chip of so many multiprocessors. Not in models with experts, whose
+    prompts take longer with them, though each of the kernels alone takes less (see tests/perf/NOTES.md)."""
 
     def __init__(self, tiles: Tiles, kv_dtype: str, machine: Machine, unit: WarpgroupUnit, multiprocessors: int):
         super().__init__(tiles, kv_dtype, machine, unit)
         self.multiprocessors = multiprocessors
 
+    @property
+    def varies(self) -> bool:
+        return not self.routed
+
     def linear_scratch(self, op: Linear, n) -> list:
-        return [Space(warpgroup.prepared_shape(op, n), "float16")] if op.many_in_half else []
+        if op.many_in_half and not self.routed:
+            return [Space(warpgroup.prepared_shape(op, n), "float16")]
+        return super().linear_scratch(op, n)
 
     def build_linear(self, op: Linear, name: str):
-        if op.many_in_half:
+        if op.many_in_half and not self.routed:
             return warpgroup.prefill_linear(op, self.multiprocessors, self.machine, self.unit, name)
         return super().build_linear(op, name)

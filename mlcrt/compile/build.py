@@ -160,6 +160,7 @@ def compile_target(
 
         require_checkable(name, getattr(attributes, "platform", DEFAULT))
     library = target.library(attributes, attributes.kv_dtype(float_kind(dist)))
+    library.routed = dist.config.moe is not None
     if slots is not None:
         library.batch = min(library.batch, slots)
     schemes = dist.manifest["schemes"]

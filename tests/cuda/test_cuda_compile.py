@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,10 @@ def test_hopper_alone_multiplies_by_warpgroups():
     products = {name: body for name, body in bodies.items() if "mlcrt_warpgroup_mma" in body}
     assert set(products) == {"linear_kernel_1", "linear_kernel_2", "linear_kernel_3"}
     assert all("mlcrt_overlap()" in body for body in bodies.values())
+    steady = kernels.build_linear(replace(linear, steady=True), "linear")  # one order, however many tokens there are
+    assert sum("mlcrt_warpgroup_mma" in body for body in generated(kernels, arch, linear=steady)[1].values()) == 1
+    kernels.routed = True  # a model with experts
+    assert "mlcrt_warpgroup_mma" not in generated(kernels, arch, linear=kernels.build_linear(linear, "linear"))[0]
     if cuda.compiler_missing() and os.environ.get("CI") != "true":
         pytest.skip(cuda.compiler_missing())
     code = fatbin.compile_source(source.encode(), arch.sms)
