@@ -46,8 +46,8 @@ class KernelLibrary:
     score_chunk: the same where the logits of every position are kept; draws: whether the family has a kernel that draws
     tokens at random; batch: most sequences of one batched step, 0 if the family has no kernels for paged caches;
     skipped_passes: of TVM's own pipeline; varies: whether products of many tokens add in an order that goes by how many
-    there are, unless Linear.steady forbids it; routed: whether the model at hand has experts; fuses_experts: whether the
-    routed MLP takes the norm in front of it and the residual behind it.
+    there are, unless Linear.steady forbids it; routed: whether the model at hand has experts; fuses_experts: whether
+    the routed MLP takes the norm in front of it and the residual behind it.
     """
 
     chunk = 128
