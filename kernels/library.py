@@ -20,21 +20,18 @@ def tokens_of(expr) -> int | None:
     return int(dim) if hasattr(dim, "value") else None
 
 
-def is_batch(expr) -> bool:
-    """Whether the leading dimension counts independent sequences, each to be computed as if it were alone."""
-    return getattr(expr.ty.shape[0], "name", None) == BATCH
-
-
-def is_pieces(expr) -> bool:
-    """Whether the leading dimension counts tokens of prompts that others cut into pieces."""
-    return getattr(expr.ty.shape[0], "name", None) == PIECES
+def counts(expr, what: str) -> bool:
+    """Whether the leading dimension is the symbolic one of this name."""
+    return getattr(expr.ty.shape[0], "name", None) == what
 
 
 def _suffix(tokens: int | None) -> str:
     return "decode" if tokens == 1 else "prefill"
 
 
-BATCH, PIECES = "rows", "pieces"  # the names of such dimensions in models/decoder.py
+# Dimensions as models/decoder.py names them: independent sequences, each to be computed as if it were alone; tokens of
+# prompts that others cut into pieces.
+BATCH, PIECES = "rows", "pieces"
 
 
 class KernelLibrary:
@@ -68,8 +65,8 @@ class KernelLibrary:
     def linear(self, a: dict, args: list) -> Kernel:
         op = Linear(
             SCHEMES[a["scheme"]], a["rows"], a["columns"], tokens_of(args[0]), a.get("norm_eps"), bool(a["bias"]),
-            a.get("gate"), bool(a["residual"]), is_batch(args[0]), "packed_in" in a, "packed_out" in a,
-            self.varies and is_pieces(args[0]),
+            a.get("gate"), bool(a["residual"]), counts(args[0], BATCH), "packed_in" in a, "packed_out" in a,
+            self.varies and counts(args[0], PIECES),
         )  # fmt: skip
         name = f"linear_{a['scheme']}_{'batch' if op.alike else _suffix(op.tokens)}"
         scratch = self.linear_scratch(op, args[0].ty.shape[0])

@@ -18,7 +18,18 @@ from mlcrt.kernels import Space
 from mlcrt.kernels.records import Linear
 from mlcrt.kernels.simt.activations import PACKED_SCALE, takes_halves
 from mlcrt.kernels.simt.alike import Order, prepare
-from mlcrt.kernels.simt.common import Machine, barrier, launch, local, prim_func, resident, shared, strided, where
+from mlcrt.kernels.simt.common import (
+    Machine,
+    barrier,
+    first_of,
+    launch,
+    local,
+    prim_func,
+    resident,
+    shared,
+    strided,
+    where,
+)
 from mlcrt.kernels.simt.linear import LinearKernel
 
 from .unit import MatrixUnit
@@ -65,13 +76,10 @@ def linear(op: Linear, machine: Machine, unit: MatrixUnit, name: str = "linear")
         x = T.match_buffer(T.arg("ordered", T.handle()), space.shape, space.dtype)
         order = Order.of(op.scheme, k.weights.words, k.weights.per_lane, machine.vector)
         prepare(k, order, True, x)
-        with contextlib.ExitStack() as stack:
-            for tile in TILES[:-1]:
-                stack.enter_context(T.If(k.n <= tile.tokens))
-                with T.Then():
-                    _Product(k, unit, order, x, tile).emit()
-                stack.enter_context(T.Else())
-            _Product(k, unit, order, x, TILES[-1]).emit()
+        first_of(
+            (None if tile is TILES[-1] else k.n <= tile.tokens, _Product(k, unit, order, x, tile).emit)
+            for tile in TILES
+        )
 
     return prim_func(name, body)
 

@@ -21,6 +21,7 @@ from mlcrt.kernels.records import Linear
 from mlcrt.kernels.simt.common import (
     Machine,
     barrier,
+    first_of,
     launch,
     local,
     prim_func,
@@ -82,15 +83,11 @@ def prefill_linear(op: Linear, tiles: PrefillTiles, machine: Machine, unit: Matr
         kernel = LinearKernel(op, machine)
         prepared = T.match_buffer(T.arg("prepared", T.handle()), prepared_shape(op, kernel.n), "float16")
         prepare(kernel, prepared, kernel.n)
-        columns = -(-op.rows // tiles.rows)
-        if columns > tiles.few:
-            Product(kernel, tiles, unit, prepared, 128).emit()
-            return
-        with T.If(tirx.floordiv(kernel.n + tiles.tokens - 1, tiles.tokens) * columns <= tiles.few):
-            with T.Then():
-                Product(kernel, tiles, unit, prepared, 256).emit()
-            with T.Else():
-                Product(kernel, tiles, unit, prepared, 128).emit()
+        columns, cases = -(-op.rows // tiles.rows), [(None, Product(kernel, tiles, unit, prepared, 128).emit)]
+        if columns <= tiles.few:
+            blocks = tirx.floordiv(kernel.n + tiles.tokens - 1, tiles.tokens) * columns
+            cases.insert(0, (blocks <= tiles.few, Product(kernel, tiles, unit, prepared, 256).emit))
+        first_of(cases)
 
     return prim_func(name, body)
 

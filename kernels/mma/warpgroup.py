@@ -15,14 +15,13 @@ the pairs of the four lanes lie as the right operand wants a step's 16 columns: 
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from mlcrt.kernels.records import Linear
-from mlcrt.kernels.simt.common import Machine, barrier, launch, local, prim_func, resident, where
+from mlcrt.kernels.simt.common import Machine, barrier, first_of, launch, local, prim_func, resident
 from mlcrt.kernels.simt.linear import LinearKernel
 
 from . import linear
@@ -67,15 +66,11 @@ def prefill_linear(op: Linear, multiprocessors: int, machine: Machine, unit: War
         kernel = LinearKernel(op, machine)
         prepared = T.match_buffer(T.arg("prepared", T.handle()), prepared_shape(op, kernel.n), "float16")
         prepare(kernel, prepared, kernel.n)
-        with contextlib.ExitStack() as stack:
-            for tiles, limit in kinds(op, multiprocessors):
-                if limit is not None:
-                    stack.enter_context(T.If(tirx.floordiv(kernel.n + MANY.tokens - 1, MANY.tokens) <= limit))
-                    with T.Then():
-                        WarpgroupProduct(kernel, tiles, unit, prepared).emit()
-                    stack.enter_context(T.Else())
-                else:
-                    WarpgroupProduct(kernel, tiles, unit, prepared).emit()
+        blocks = tirx.floordiv(kernel.n + MANY.tokens - 1, MANY.tokens)
+        first_of(
+            (None if limit is None else blocks <= limit, WarpgroupProduct(kernel, tiles, unit, prepared).emit)
+            for tiles, limit in kinds(op, multiprocessors)
+        )
 
     return prim_func(name, body)
 
@@ -126,19 +121,17 @@ class WarpgroupProduct(Product):
             self.thread = thread
             self.token0, self.end = k.token_range(block_m, self.tokens)
             self.unit0 = T.bind(block_n * self.block_units)
-            rounds = k.steps(self.rounds)
             self.locate()
             self.allocate()
             self.left = [local((8,), "uint32") for _ in range(2)]  # fragments of a chunk's two instructions
             self.begin()
             for stage in range(self.stages - 1):
                 if stage < self.rounds:
-                    with where(stage < rounds):
-                        self.fetch(stage, T.int32(stage))
+                    self.fetch(stage, T.int32(stage))
                 self.unit.commit()
             self.arrived(self.stages - 2)
             self.unpack(0, T.int32(0), T.int32(0))
-            with T.serial(rounds) as turn:
+            with T.serial(self.rounds) as turn:
                 slot = T.bind(tirx.floormod(turn, self.stages))
                 self.await_tokens(slot, turn)
                 self.multiply(0, slot)
@@ -172,13 +165,13 @@ class WarpgroupProduct(Product):
         if not self.packed:
             sizes[1:3] = 0, 0
         joined = (self.split - 1) * self.members * self.tokens // 2 * 4
-        starts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
-        self.memory = T.alloc_buffer((max(starts[-1], joined) + 8,), "uint8", scope="shared.dyn")
-        T.buffer_store(self.memory, T.uint8(0), [max(starts[-1], joined)])
+        starts, end = [sum(sizes[:i]) for i in range(len(sizes))], max(sum(sizes), joined)
+        memory = T.alloc_buffer((end + 8,), "uint8", scope="shared.dyn")
+        T.buffer_store(memory, T.uint8(0), [end])
 
         def part(shape: tuple, dtype: str, start: int):
             first = start // {"float16": 2, "uint32": 4, "float32": 4, "uint64": 8}[dtype]
-            return T.decl_buffer(shape, dtype, data=self.memory.data, elem_offset=first, scope="shared.dyn")
+            return T.decl_buffer(shape, dtype, data=memory.data, elem_offset=first, scope="shared.dyn")
 
         self.a = part((self.stages, self.split, self.tokens, DEPTH), "float16", starts[0])
         if self.packed:

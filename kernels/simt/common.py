@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -89,6 +89,19 @@ def where(condition, always: bool = False):
     else:
         with T.If(condition), T.Then():
             yield
+
+
+def first_of(cases: Iterable) -> None:
+    """Of (condition, emit) the first whose condition holds is what runs; that of the last is None."""
+    (condition, emit), *others = cases
+    if condition is None:
+        emit()
+        return
+    with T.If(condition):
+        with T.Then():
+            emit()
+        with T.Else():
+            first_of(others)
 
 
 def barrier() -> None:

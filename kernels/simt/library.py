@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from mlcrt.kernels import Kernel
-from mlcrt.kernels.library import KernelLibrary, is_batch
+from mlcrt.kernels.library import BATCH, KernelLibrary, counts
 from mlcrt.kernels.records import Attention, Embed, Linear, Moe
 
 from . import alike
@@ -79,7 +79,7 @@ class Library(KernelLibrary):
         return alike.linear(op, self.tiles.linear, self.machine, name)
 
     def attention(self, a: dict, args: list) -> Kernel:
-        if not is_batch(args[0]):
+        if not counts(args[0], BATCH):
             return super().attention(a, args)
         op = replace(self._attention(a, args[0]), alike=True)
         name, scratch = "attention_batch", self.attention_scratch(op, args[0].ty.shape[0])
