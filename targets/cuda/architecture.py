@@ -32,7 +32,7 @@ class CudaArch:
     @property
     def oldest(self) -> int:
         """Number of the oldest architecture."""
-        return min(map(_number, self.sms))
+        return min(map(number, self.sms))
 
     def kv_dtype(self, wanted: str) -> str:
         return wanted
@@ -50,8 +50,13 @@ class CudaArch:
         }
 
 
-def _number(sm: str) -> int:
+def number(sm: str) -> int:
     return int(sm.removeprefix("sm_").rstrip("a"))
+
+
+def portable(sm: str) -> bool:
+    """Whether PTX of an architecture runs on later ones."""
+    return not sm.endswith("a")
 
 
 def attributes(arch: str = "") -> CudaArch:
@@ -70,7 +75,7 @@ def _here() -> tuple[str, ...]:
     """The architectures of this machine's GPUs; Hopper's own where there is nothing else."""
     from .device import probe
 
-    found = tuple(sorted({device["arch"] for device in probe().devices} & set(_KNOWN), key=_number))
+    found = tuple(sorted({device["arch"] for device in probe().devices} & set(_KNOWN), key=number))
     return (WARPGROUPS,) if found == (WARPGROUPS.rstrip("a"),) else found
 
 
@@ -89,11 +94,11 @@ def missing_features(features: list[str]) -> list[str]:
 def _runs(features: list[str], arch: str) -> bool:
     if WARPGROUPS in features:
         return arch == WARPGROUPS.rstrip("a")
-    gpu, newest = _number(arch), max(map(_number, features))
-    same_major = (sm for sm in map(_number, features) if sm // 10 == gpu // 10)
+    gpu, newest = number(arch), max(map(number, features))
+    same_major = (sm for sm in map(number, features) if sm // 10 == gpu // 10)
     return newest <= gpu or any(sm <= gpu for sm in same_major)
 
 
 def rank(features: list[str]) -> int:
     """Of two libraries that run here the one whose oldest architecture is the newer: kernels are made for that."""
-    return 2 * min(map(_number, features)) + (WARPGROUPS in features) if features else 0
+    return 2 * min(map(number, features)) + (WARPGROUPS in features) if features else 0

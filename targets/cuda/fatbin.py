@@ -26,7 +26,7 @@ from mlcrt.errors import MlcrtError
 from mlcrt.targets.cpu.link import binary_object, link
 
 from . import nvrtc
-from .architecture import CudaArch
+from .architecture import CudaArch, number, portable
 
 
 def export_options(arch: CudaArch) -> dict:
@@ -134,7 +134,7 @@ def compile_source(source: bytes, sms: tuple[str, ...]) -> bytes:
     """CUDA source → fat binary with machine code for every architecture, and PTX of the newest for later ones; sm_90a
     has none: no other architecture runs that."""
     source = finished_source(source)
-    numbers = sorted((s.removeprefix("sm_") for s in sms), key=lambda number: int(number.rstrip("a")))
+    numbers = [sm.removeprefix("sm_") for sm in sorted(sms, key=number)]
     if nvrtc.available():
         return nvrtc.compile_fatbin(source, numbers)
     if (compiler := _nvcc()) is None:
@@ -144,7 +144,7 @@ def compile_source(source: bytes, sms: tuple[str, ...]) -> bytes:
 
 def _compile_with_nvcc(nvcc: str, source: bytes, numbers: list[str]) -> bytes:
     flags = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in numbers]
-    if not numbers[-1].endswith("a"):
+    if portable(numbers[-1]):
         flags.append(f"-gencode=arch=compute_{numbers[-1]},code=compute_{numbers[-1]}")
     with tempfile.TemporaryDirectory() as scratch:
         file, output = Path(scratch, "kernels.cu"), Path(scratch, "kernels.fatbin")

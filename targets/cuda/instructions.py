@@ -16,6 +16,15 @@ def call(name: str, source: str, *arguments, returns: str = "void"):
     return cuda_func_call(name, *arguments, source_code=source, return_type=returns)
 
 
+def statement_source(name: str, instruction: str) -> str:
+    """An instruction without operands that no access to memory may pass."""
+    return f'__device__ __forceinline__ void {name}() {{ asm volatile("{instruction}" ::: "memory"); }}\n'
+
+
+def statement(name: str, instruction: str) -> None:
+    T.evaluate(call(name, statement_source(name, instruction)))
+
+
 def exchange(value, mask: int):
     """__shfl_xor_sync over the whole warp."""
     arguments = (T.uint32(0xFFFFFFFF), value, T.int32(mask), T.int32(WARP), T.int32(WARP))
@@ -168,9 +177,6 @@ __device__ __forceinline__ void mlcrt_copy4(void *to, const void *from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(at), "l"(from) : "memory");
 }
 """
-_COMMIT = r"""
-__device__ __forceinline__ void mlcrt_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-"""
 
 # atomicInc wraps to zero at the last arrival, so the counters are ready for the next kernel.
 _ARRIVE = r"""
@@ -211,12 +217,10 @@ class TensorCores(MatrixUnit):
         T.evaluate(call(name, text, address(to, *to_index), address(source, *source_index)))
 
     def commit(self) -> None:
-        T.evaluate(call("mlcrt_commit", _COMMIT))
+        statement("mlcrt_commit", "cp.async.commit_group;")
 
     def wait(self, pending: int) -> None:
-        name = f"mlcrt_wait{pending}"
-        body = f'asm volatile("cp.async.wait_group {pending};" ::: "memory");'
-        T.evaluate(call(name, f"__device__ __forceinline__ void {name}() {{ {body} }}\n"))
+        statement(f"mlcrt_wait{pending}", f"cp.async.wait_group {pending};")
 
     def arrive(self, which, total):
         return call("mlcrt_arrive", _ARRIVE, which, total, returns="int32")

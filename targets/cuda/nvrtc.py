@@ -12,6 +12,8 @@ from pathlib import Path
 
 from mlcrt.errors import MlcrtError
 
+from .architecture import portable
+
 _HEADERS = ("cuda_fp16.h", "cuda/std/cstdint", "nv/target")
 
 
@@ -62,7 +64,7 @@ def compile_fatbin(source: bytes, numbers: list[str]) -> bytes:
             code, text = _compile(nvrtc, source, f"sm_{number}")
             arguments = (handle, code, ctypes.c_size_t(len(code)), number.encode(), b"kernels")
             pack("nvFatbinAddCubin", *arguments)
-        if not numbers[-1].endswith("a"):
+        if portable(numbers[-1]):
             arguments = (handle, text, ctypes.c_size_t(len(text)), numbers[-1].encode(), b"kernels", None)
             pack("nvFatbinAddPTX", *arguments)
         size = ctypes.c_size_t()

@@ -6,12 +6,7 @@ from tvm.script.ir_builder import tirx as T
 
 from mlcrt.kernels.mma import WarpgroupUnit
 
-from .instructions import TensorCores, address, call
-
-
-def _statement(name: str, instruction: str) -> None:
-    body = f'asm volatile("{instruction}" ::: "memory");'
-    T.evaluate(call(name, f"__device__ __forceinline__ void {name}() {{ {body} }}\n"))
+from .instructions import TensorCores, address, call, statement
 
 
 def _mma_source(name: str, n: int) -> str:
@@ -63,20 +58,20 @@ class Warpgroups(TensorCores, WarpgroupUnit):
     """wgmma, which Hopper alone has (sm_90a)."""
 
     def publish(self) -> None:
-        _statement("mlcrt_publish", "fence.proxy.async.shared::cta;")
+        statement("mlcrt_publish", "fence.proxy.async.shared::cta;")
 
     def begin(self) -> None:
-        _statement("mlcrt_warpgroup_begin", "wgmma.fence.sync.aligned;")
+        statement("mlcrt_warpgroup_begin", "wgmma.fence.sync.aligned;")
 
     def warpgroup_mma(self, accumulator, n: int, a, right, right_index) -> None:
         name = f"mlcrt_warpgroup_mma{n}"
         T.evaluate(call(name, _mma_source(name, n), address(accumulator, 0), *a, address(right, *right_index)))
 
     def end(self) -> None:
-        _statement("mlcrt_warpgroup_end", "wgmma.commit_group.sync.aligned;")
+        statement("mlcrt_warpgroup_end", "wgmma.commit_group.sync.aligned;")
 
     def finished(self, pending: int) -> None:
-        _statement(f"mlcrt_warpgroup_finished{pending}", f"wgmma.wait_group.sync.aligned {pending};")
+        statement(f"mlcrt_warpgroup_finished{pending}", f"wgmma.wait_group.sync.aligned {pending};")
 
     def bell(self, bells, index) -> None:
         T.evaluate(call("mlcrt_bell", _BELL, address(bells, *index)))

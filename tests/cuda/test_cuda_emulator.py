@@ -15,12 +15,13 @@ from mlcrt.targets.cuda import instructions, warpgroup
 HELPERS = "".join(
     (
         "#include <cuda.h>\n#define uchar unsigned char\n",
-        *(instructions._COPY, instructions._COMMIT, instructions._TRANSPOSE, instructions._MMA),
+        *(instructions._COPY, instructions._TRANSPOSE, instructions._MMA),
         *(warpgroup._mma_source("mlcrt_warpgroup_mma64", 64), warpgroup._BELL),
         *(warpgroup._BULK_COPY, warpgroup._AWAIT_BELL),
         *(
-            f'inline void {name}() {{ asm volatile("{text}" ::: "memory"); }}\n'
+            instructions.statement_source(name, text)
             for name, text in {
+                "mlcrt_commit": "cp.async.commit_group;",
                 "landed": "cp.async.wait_group 0;",
                 "publish": "fence.proxy.async.shared::cta;",
                 "begin": "wgmma.fence.sync.aligned;",
