@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
+import imported
 import numpy as np
 import ptx
 import tvm
@@ -161,12 +162,7 @@ class Executable:
 
     def __init__(self, root, library: Path):
         module = tvm_ffi.load_module(str(library))
-        for parent in _modules(root):
-            if any(m.kind == "cuda" for m in parent.imports):
-                others = [m for m in parent.imports if m.kind != "cuda"]
-                parent.clear_imports()
-                for other in [*others, module]:
-                    parent.import_module(other)
+        imported.replace(root, "cuda", module)
         self.kernel, self.module, self.library = root["kernel"], module, library
 
     def __call__(self, *arrays: np.ndarray, reverse: bool = False) -> list[np.ndarray]:
@@ -175,10 +171,6 @@ class Executable:
         buffers = [Fenced(a, at_end=not reverse) for a in arrays]
         self.kernel(*(b.tensor for b in buffers))
         return [b.result() for b in buffers]
-
-
-def _modules(root) -> list:
-    return [root, *(m for child in root.imports for m in _modules(child))]
 
 
 _PAGE, _ALIGNED = mmap.PAGESIZE, 64

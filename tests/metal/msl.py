@@ -14,6 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import imported
 import tvm
 import tvm_ffi
 
@@ -250,22 +251,12 @@ def twin() -> tvm.target.Target:
     return tvm.target.Target({**attributes, "host": host, "target_device_type": 1})
 
 
-def modules(root) -> list:
-    """The module and everything it imports."""
-    return [root, *(m for child in root.imports for m in modules(child))]
-
-
 def run_here(root, flags: tuple[str, ...] = ()):
     """Replace the Metal kernels that a module compiled for `twin()` imports by ones that run on the CPU; the kernels
     and the switch that reverses the order of threads."""
     kernels = kernels_of_module(root)
     module, switch = executable(list(kernels.values()), flags)
-    for parent in modules(root):
-        if any(m.kind == "metal" for m in parent.imports):
-            others = [m for m in parent.imports if m.kind != "metal"]
-            parent.clear_imports()
-            for other in [*others, module]:
-                parent.import_module(other)
+    imported.replace(root, "metal", module)
     return kernels, switch
 
 
